@@ -1,0 +1,1 @@
+"""Streams of unpaired samples: shards -> plan -> Ray Data -> decoded batches."""

@@ -1,0 +1,1 @@
+"""Search spaces over modality mixes: one file = one space."""

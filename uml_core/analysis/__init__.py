@@ -1,0 +1,1 @@
+"""Analyses of a representation, each with its uncertainty (paper, section 4)."""

@@ -1,0 +1,101 @@
+"""What every modality provides: bytes -> tensor -> batch -> tokens -> prediction.
+
+Shape legend: B batch, T positions (tokens), D input features, W model width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class BadSample(ValueError):
+    """A sample that cannot be decoded or breaks a cap; streams quarantine it."""
+
+
+@dataclass
+class Batch:
+    """One collated batch of one modality.
+
+    x     inputs as the modality's stem takes them (see each modality)
+    mask  (B, T) bool, True where a position is valid; None when every position is
+    y     (B,) int64 class labels, -1 = unlabelled
+    keys  B sample keys, for audits
+    """
+
+    x: Tensor
+    y: Tensor
+    mask: Tensor | None = None
+    keys: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on `device` (asynchronous copies where memory is pinned)."""
+        mask = None if self.mask is None else self.mask.to(device, non_blocking=True)
+        return replace(
+            self,
+            x=self.x.to(device, non_blocking=True),
+            y=self.y.to(device, non_blocking=True),
+            mask=mask,
+        )
+
+
+class Modality(ABC):
+    """One kind of data with its options: decode, collate, stem f_m, decoder g_m, loss.
+
+    A kind is one file with one subclass and one frozen dataclass ``Options`` (the recipe fields
+    that only this kind has), registered in `uml_core.modalities.KINDS`.
+    """
+
+    kind: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]]  # lower case, without the dot
+    Options: ClassVar[type]
+    num_random: ClassVar[int] = 0  # uniform numbers one augmented decode consumes
+    loss: ClassVar[str] = "mse"  # self-supervised: "mse" or "cross_entropy"
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+    @classmethod
+    def check(cls, options: Any, *, setting: str, width: int, heads: int) -> list[str]:
+        """Problems of these options in this setting, each a sentence; empty when all is well."""
+        return []
+
+    @abstractmethod
+    def decode(self, data: bytes, suffix: str, u: np.ndarray | None = None) -> Tensor:
+        """Bytes of one member -> tensor. `u`: (num_random,) uniforms for augmentation, or None.
+
+        Raises BadSample for anything undecodable or above a cap. Must be thread-safe and depend
+        on nothing but its arguments, so that any number of ranks sees the same samples.
+        """
+
+    @abstractmethod
+    def collate(self, items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """B decoded items -> (x, mask)."""
+
+    @abstractmethod
+    def stem(self, width: int, *, supervised: bool) -> nn.Module:
+        """f_m: module (x, mask) -> (tokens (B, T, width), mask (B, T) | None)."""
+
+    @abstractmethod
+    def decoder(self, width: int) -> nn.Module:
+        """g_m: (B, T, width) -> (B, T, D) predictions, or (B, T, V) logits for cross-entropy."""
+
+    @abstractmethod
+    def targets(self, x: Tensor) -> Tensor:
+        """What the decoder predicts at each position: (B, T, D) floats or (B, T) token ids.
+
+        Position t of the stem's tokens stands for position t of the targets (self-supervised).
+        """
+
+    def with_input(self, item: Tensor) -> Modality:
+        """This modality with the sizes that only the data tells, read off one decoded item."""
+        return self
