@@ -73,8 +73,8 @@ def test_standardisation_reads_the_training_set_only():
 
 def test_constant_features_are_harmless():
     (train_x, train_y), (val_x, val_y) = blobs(60), blobs(60, seed=1)
-    train_x[:, 3] = 1e4
-    val_x[:, 3] = 1e4 + 1e-3
+    train_x[:, 3] = 1e4 + 1e-5 * train_x[:, 0]  # rounding noise is not a feature
+    val_x[:, 3] = 1e4 + 1
     assert linear_probe(train_x, train_y, val_x, val_y).val_accuracy > 95
 
 
@@ -101,7 +101,7 @@ def test_c_is_chosen_on_validation_and_ties_take_the_strongest_penalty():
 
 
 def test_knn_votes_by_hand():
-    train = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
+    train = np.array([[1.0, 0.0], [0.1, 1.0], [0.0, 1.0]])
     probe = KnnProbe(
         train / np.linalg.norm(train, axis=1, keepdims=True),
         np.array([0, 1, 1]),
@@ -111,7 +111,7 @@ def test_knn_votes_by_hand():
     assert predict(probe, np.array([[10.0, 0.0]])) == [7]  # two votes beat the nearest
     pair = KnnProbe(probe.train_x[:2], np.array([0, 1]), np.array([5, 7]), k=2)
     # One vote each: the larger cosine similarity decides, and length plays no part.
-    assert predict(pair, np.array([[10.0, 0.0], [0.1, 0.1]])).tolist() == [5, 7]
+    assert predict(pair, np.array([[10.0, 0.0], [0.1, 0.2]])).tolist() == [5, 7]
 
 
 def test_knn_chooses_k_on_validation():
@@ -157,6 +157,8 @@ def test_a_class_is_drawn_independently_of_the_others():
     rows = LABELS == 1
     alone = few_shot_split(np.where(rows, LABELS, -1), 4, seed=0)[0]
     assert set(alone) <= set(few_shot_split(LABELS, 4, seed=0)[0])
+    first, second = few_shot_split(np.repeat([0, 1], 40), 20, seed=0)[0].reshape(2, 20)
+    assert first.tolist() != (second - 40).tolist()  # and classes do not share one draw
 
 
 def test_all_shots_keep_a_tenth_of_each_class():
