@@ -1,0 +1,177 @@
+"""Audio: WAV, FLAC and OGG by soundfile, log-mel spectrograms by torchaudio."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchaudio.functional import resample
+from torchaudio.transforms import MelSpectrogram
+
+from uml_core.modalities.base import BadSample, Modality
+from uml_core.modalities.common import choice_problems, least_problems, option, pad_stack
+from uml_core.modalities.sequence import ConvStem, FrameStem
+
+MAX_CHANNELS = 32
+RATES = (1_000, 400_000)  # Hz; outside, the header is damaged
+FLOOR = 1e-5  # of mel power, before the logarithm
+# Mean and deviation of log-mel values of speech and tones at normal loudness, roughly.
+LOG_MEAN, LOG_STD = -3.0, 4.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """Recipe fields of kind `audio`."""
+
+    sample_rate: int = option(16_000, "Hz; other rates are resampled")
+    seconds: float = option(1.0, "longest part used of a clip")
+    cut: Literal["centre", "start"] = option("centre", "which part of a longer clip is used")
+    max_seconds: float = option(60.0, "longer clips are bad samples, seen before decoding")
+    mels: int = option(32, "mel bands")
+    window: float = option(0.032, "seconds per spectrum")
+    hop: float = option(0.016, "seconds between spectra")
+    normalise: Literal["constants", "clip"] = option(
+        "clip", "log-mel values: by fixed constants, or per clip to mean 0 and deviation 1"
+    )
+    stem: Literal["conv", "patches"] = option(
+        "conv", "conv: strided convolutions over time, supervised only; patches: a token per group"
+    )
+    pool: bool = option(True, "conv: average the tokens of a clip to one")
+    patch: int = option(4, "patches: spectra per token")
+    augment: Literal["none", "shift"] = option("none", "training only: shift in time")
+    max_shift: float = option(0.1, "shift: largest shift in seconds")
+
+
+class Audio(Modality):
+    """Clip -> log-mel. An item is (mels, frames), x is (B, frames, mels) float32, right-padded."""
+
+    kind = "audio"
+    suffixes = ("wav", "flac", "ogg")
+    Options = Options
+    num_random = 1
+
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        rate = options.sample_rate
+        window = max(1, round(options.window * rate))
+        # Called, never changed: threads may share it. A wide FFT keeps narrow mel bands non-empty.
+        self._mel = MelSpectrogram(
+            sample_rate=rate,
+            n_fft=max(512, 2 ** math.ceil(math.log2(window))),
+            win_length=window,
+            hop_length=max(1, round(options.hop * rate)),
+            n_mels=options.mels,
+        )
+
+    @classmethod
+    def check(cls, options: Any, *, setting: str, width: int, heads: int) -> list[str]:
+        problems = choice_problems(options) + least_problems(
+            options,
+            sample_rate=RATES[0],
+            seconds=0.01,
+            max_seconds=0.01,
+            mels=1,
+            window=0.001,
+            hop=0.001,
+            patch=1,
+            max_shift=0,
+        )
+        if setting == "self_supervised" and options.stem == "conv":
+            problems.append(
+                "stem: conv mixes neighbouring spectra, which would show the model what it has to "
+                "predict: use stem: patches in the self-supervised setting."
+            )
+        return problems
+
+    def decode(self, data: bytes, suffix: str, u: np.ndarray | None = None) -> Tensor:
+        shift = 0.0
+        if u is not None and self.options.augment == "shift":
+            shift = (2 * float(u[0]) - 1) * self.options.max_shift
+        wave = self._wave(data, shift)
+        power = self._mel(wave)
+        values = power.clamp(min=FLOOR).log()
+        if self.options.normalise == "constants":
+            return (values - LOG_MEAN) / LOG_STD
+        return (values - values.mean()) / values.std().clamp(min=1e-3)
+
+    def _wave(self, data: bytes, shift: float) -> Tensor:
+        """(samples,) mono at the wanted rate; only the part that is used is decoded."""
+        try:
+            with soundfile.SoundFile(io.BytesIO(data)) as clip:
+                rate = clip.samplerate
+                self._check_header(clip)
+                first, count = self._span(clip.frames, rate, shift)
+                clip.seek(max(0, first))
+                samples = clip.read(count + min(0, first), dtype="float32", always_2d=True)
+        except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OSError) as error:
+            if isinstance(error, BadSample):
+                raise
+            raise BadSample(f"the clip cannot be decoded: {error}") from error
+        wave = torch.from_numpy(samples.mean(1))
+        if not bool(torch.isfinite(wave).all()):
+            raise BadSample("the clip holds NaN or infinite values")
+        wave = F.pad(wave, (max(0, -first), max(0, count + min(0, first) - len(wave))))
+        # A bounded fraction: an odd rate (44101 Hz) would ask for a filter of gigabytes.
+        ratio = Fraction(rate, self.options.sample_rate).limit_denominator(640)
+        return resample(wave, ratio.numerator, ratio.denominator)
+
+    def _check_header(self, clip: soundfile.SoundFile) -> None:
+        limit = self.options.max_seconds
+        if not RATES[0] <= clip.samplerate <= RATES[1] or clip.channels > MAX_CHANNELS:
+            raise BadSample(f"{clip.samplerate} Hz and {clip.channels} channels are not sound")
+        if clip.frames <= 0:
+            raise BadSample("the clip is empty")
+        if clip.frames > limit * clip.samplerate:
+            seconds = clip.frames / clip.samplerate
+            raise BadSample(f"the clip lasts {seconds:.1f} s, more than max_seconds {limit:g}")
+
+    def _span(self, frames: int, rate: int, shift: float) -> tuple[int, int]:
+        """(first, count) of the samples used, at the file's rate; may reach beyond its ends."""
+        count = max(1, min(frames, round(self.options.seconds * rate)))
+        first = (frames - count) // 2 if self.options.cut == "centre" else 0
+        move = max(-count + 1, min(frames - first - 1, round(shift * rate)))
+        return first + move, count
+
+    def collate(self, items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        return pad_stack([item.T for item in items])
+
+    def stem(self, width: int, *, supervised: bool) -> nn.Module:
+        if self.options.stem == "conv":
+            return ConvStem(self.options.mels, width, pool=self.options.pool)
+        return _PatchStem(self.options, width)
+
+    def decoder(self, width: int) -> nn.Module:
+        return nn.Linear(width, self.options.mels * self.options.patch)
+
+    def targets(self, x: Tensor) -> Tensor:
+        """The spectra of each group, (B, T, patch * mels)."""
+        return _grouped(x, self.options.patch)
+
+
+class _PatchStem(nn.Module):
+    def __init__(self, options: Options, width: int) -> None:
+        super().__init__()
+        self.patch = options.patch
+        self.frames = FrameStem(options.patch * options.mels, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        # A group is valid when its first spectrum is; the last group of a clip may be part silence.
+        return self.frames(
+            _grouped(x, self.patch), mask if mask is None else mask[:, :: self.patch]
+        )
+
+
+def _grouped(x: Tensor, patch: int) -> Tensor:
+    """(B, frames, mels) -> (B, ceil(frames / patch), patch * mels), zeros at the end."""
+    batch, frames, mels = x.shape
+    x = F.pad(x, (0, 0, 0, -frames % patch))
+    return x.reshape(batch, -1, patch * mels)

@@ -1,0 +1,135 @@
+"""Small helpers that several kinds share: option fields, arrays from bytes, padding."""
+
+from __future__ import annotations
+
+import io
+import math
+import typing
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import field, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from uml_core.errors import near
+from uml_core.modalities.base import BadSample
+
+MAX_ARRAY_BYTES = 64 * 2**20  # of one decoded array; guards against zip bombs
+MAX_MEMBERS = 64  # of one npz archive
+
+
+def option(default: Any, text: str) -> Any:
+    """A dataclass field with its default and the sentence that `--help` shows (metadata "help")."""
+    return field(default=default, metadata={"help": text})
+
+
+def choice_problems(options: Any) -> list[str]:
+    """A sentence for each field typed `Literal[...]` whose value is not one of its choices."""
+    hints = typing.get_type_hints(type(options))
+    problems = []
+    for f in fields(options):
+        known = typing.get_args(hints[f.name])
+        value = getattr(options, f.name)
+        if typing.get_origin(hints[f.name]) is typing.Literal and value not in known:
+            hint = near(value, known)
+            problems.append(f"{f.name}: {value!r} is not one of {', '.join(known)}{hint}.")
+    return problems
+
+
+def least_problems(options: Any, **least: float) -> list[str]:
+    """A sentence for each named field whose value is below its least legal value."""
+    return [
+        f"{name}: must be at least {low:g}, not {getattr(options, name)}."
+        for name, low in least.items()
+        if not getattr(options, name) >= low
+    ]
+
+
+def load_array(data: bytes, suffix: str) -> tuple[np.ndarray, bool]:
+    """The array of an npy member, or of an npz with one array or one called x.
+
+    Returns its values as float32, and whether they were stored as integers.
+
+    Nothing is unpickled and nothing larger than `MAX_ARRAY_BYTES` is unpacked. Raises BadSample
+    for damaged bytes, object arrays, non-numeric or non-finite values.
+    """
+    try:
+        array = _read_npy(_npz_member(data) if suffix == "npz" else data)
+    except BadSample:
+        raise
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        EOFError,
+        OSError,
+        RuntimeError,
+        NotImplementedError,
+        OverflowError,
+        SyntaxError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise BadSample(f"not a readable {suffix} array: {error}") from error
+    with np.errstate(over="ignore"):
+        values = array.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise BadSample("the array holds NaN or infinite values (as 32-bit floats)")
+    return values, array.dtype.kind in "biu"
+
+
+def _npz_member(data: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = archive.namelist()
+        if len(names) > MAX_MEMBERS:
+            raise BadSample(f"the npz holds {len(names)} arrays, more than {MAX_MEMBERS}")
+        name = names[0] if len(names) == 1 else "x.npy"
+        if name not in names:
+            raise BadSample(f"the npz holds {len(names)} arrays, and none is called x")
+        with archive.open(name) as member:
+            unpacked = member.read(MAX_ARRAY_BYTES + 1)
+    if len(unpacked) > MAX_ARRAY_BYTES:
+        raise BadSample(f"the array is larger than {MAX_ARRAY_BYTES} bytes")
+    return unpacked
+
+
+def _read_npy(data: bytes) -> np.ndarray:
+    """As np.load(allow_pickle=False), but the header cannot ask for more than the bytes hold."""
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:
+        raise BadSample(f"npy format {version} is not supported: save a plain numeric array")
+    if dtype.kind not in "biuf":
+        raise BadSample(f"the array's type is {dtype}, not a real number")
+    count = math.prod(shape)
+    if count < 0 or count * dtype.itemsize > len(data) - stream.tell():
+        raise BadSample("the array is cut off")
+    flat = np.frombuffer(data, dtype, count, offset=stream.tell())
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def pad_stack(items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """B tensors (T_b, ...) -> right-zero-padded (B, T, ...) and mask (B, T), None if no padding."""
+    lengths = torch.tensor([len(item) for item in items])
+    longest = int(lengths.max())
+    if bool((lengths == longest).all()):
+        return torch.stack(list(items)), None
+    mask = torch.arange(longest)[None, :] < lengths[:, None]
+    return pad_sequence(list(items), batch_first=True), mask
+
+
+def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, T, W) -> (B, W), over the valid positions only."""
+    if mask is None:
+        return x.mean(1)
+    weight = mask.unsqueeze(-1).to(x.dtype)
+    return (x * weight).sum(1) / weight.sum(1).clamp(min=1)

@@ -1,0 +1,281 @@
+"""Images: PNG, JPEG and WebP through torchvision; a small convolutional and a ViT stem."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image as Pillow
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.models.vision_transformer import EncoderBlock
+from torchvision.transforms.v2 import functional as V
+
+from uml_core.modalities.base import BadSample, Modality
+from uml_core.modalities.common import choice_problems, least_problems, option
+
+CROP_TRIES = 10  # of torchvision's RandomResizedCrop
+CROP_RATIO = (3 / 4, 4 / 3)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Recipe fields of kind `image`."""
+
+    size: int = option(32, "pixels per side; other sizes are cropped to a square and resized")
+    stem: Literal["conv", "vit"] = option(
+        "conv", "conv: three small strided convolutions, supervised only; vit: vision transformer"
+    )
+    pool: bool = option(
+        True,
+        "supervised: one token per image (conv: mean of the grid; vit: class token); false: all",
+    )
+    channels: tuple[int, int] = option((32, 64), "conv: channels of the first two layers")
+    patch: int = option(4, "vit: pixels per side of a patch; must divide size")
+    layers: int = option(
+        2,
+        "vit, supervised: transformer blocks of the stem's own. The self-supervised stem has none: "
+        "they would show the model the patch it has to predict",
+    )
+    heads: int = option(4, "vit, supervised: attention heads of these blocks")
+    augment: Literal["none", "flip", "shift", "crop"] = option(
+        "none",
+        "training only: flip left-right; shift by up to an eighth; crop = torchvision's random "
+        "resized crop and flip",
+    )
+    crop_scale: tuple[float, float] = option((0.08, 1.0), "crop: least and largest share of area")
+    max_pixels: int = option(50_000_000, "larger images are bad samples, seen before decoding")
+    mean: tuple[float, float, float] = option((0.5, 0.5, 0.5), "subtracted per channel (RGB, 0-1)")
+    std: tuple[float, float, float] = option((0.5, 0.5, 0.5), "divisor per channel")
+
+
+class _Normalise(nn.Module):
+    """uint8 (B, 3, S, S) -> floats; constants, not statistics: nothing here changes in training."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__()
+        mean = torch.tensor(options.mean).view(3, 1, 1)
+        std = torch.tensor(options.std).view(3, 1, 1)
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("shift", -mean / std, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift
+
+
+class _Conv(nn.Module):
+    """Three 3x3 convolutions of stride 2. GroupNorm: each image is normalised on its own."""
+
+    def __init__(self, options: Options, width: int) -> None:
+        super().__init__()
+        first, second = options.channels
+        self.pool = options.pool
+        self.layers = nn.Sequential(
+            _Normalise(options),
+            nn.Conv2d(3, first, 3, stride=2, padding=1),
+            nn.GroupNorm(math.gcd(8, first), first),
+            nn.GELU(),
+            nn.Conv2d(first, second, 3, stride=2, padding=1),
+            nn.GroupNorm(math.gcd(8, second), second),
+            nn.GELU(),
+            nn.Conv2d(second, width, 3, stride=2, padding=1),
+            nn.GroupNorm(math.gcd(8, width), width),
+            nn.GELU(),
+        )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, None]:
+        tokens = self.layers(x).flatten(2).transpose(1, 2)
+        return (tokens.mean(1, keepdim=True) if self.pool else tokens), None
+
+
+class _Patches(nn.Module):
+    """Patch embedding with learned positions: token t stands for patch t (raster order)."""
+
+    def __init__(self, options: Options, width: int) -> None:
+        super().__init__()
+        self.normalise = _Normalise(options)
+        self.embed = nn.Conv2d(3, width, options.patch, stride=options.patch)
+        count = (options.size // options.patch) ** 2
+        self.positions = nn.Parameter(0.02 * torch.randn(1, count, width))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, None]:
+        return self.embed(self.normalise(x)).flatten(2).transpose(1, 2) + self.positions, None
+
+
+class _ViT(nn.Module):
+    """Vision transformer: patches, class token if pooled, torchvision's pre-norm blocks."""
+
+    def __init__(self, options: Options, width: int) -> None:
+        super().__init__()
+        self.patches = _Patches(options, width)
+        self.class_token = nn.Parameter(0.02 * torch.randn(1, 1, width)) if options.pool else None
+        self.blocks = nn.Sequential(
+            *(
+                EncoderBlock(options.heads, width, 4 * width, 0.0, 0.0)
+                for _ in range(options.layers)
+            )
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, None]:
+        tokens, _ = self.patches(x)
+        if self.class_token is None:
+            return self.norm(self.blocks(tokens)), None
+        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), tokens], 1)
+        return self.norm(self.blocks(tokens)[:, :1]), None
+
+
+class Image(Modality):
+    """Image bytes -> RGB. An item is (3, size, size) uint8, x is (B, 3, size, size) uint8.
+
+    The stem makes floats of them, so that caches, queues and copies to a GPU stay small.
+    """
+
+    kind = "image"
+    suffixes = ("png", "jpg", "jpeg", "webp")
+    Options = Options
+    num_random = 2 * CROP_TRIES + 3
+
+    @classmethod
+    def check(cls, options: Any, *, setting: str, width: int, heads: int) -> list[str]:
+        problems = choice_problems(options)
+        problems += least_problems(options, size=1, patch=1, layers=0, heads=1, max_pixels=1)
+        if min(options.channels) < 1:
+            problems.append("channels: must both be at least 1.")
+        if min(options.std) <= 0:
+            problems.append("std: must be above 0 for each channel.")
+        if not 0 < options.crop_scale[0] <= options.crop_scale[1] <= 1:
+            problems.append("crop_scale: must be two numbers, 0 < least <= largest <= 1.")
+        if options.stem == "conv" and setting == "self_supervised":
+            problems.append(
+                "stem: conv has no next patch to predict: use stem: vit in the self-supervised "
+                "setting."
+            )
+        if options.stem == "vit" and not problems:
+            problems += _vit_problems(options, setting, width)
+        return problems
+
+    def decode(self, data: bytes, suffix: str, u: np.ndarray | None = None) -> Tensor:
+        image = self._pixels(data)
+        augment = self.options.augment
+        if u is None or augment == "none":
+            return self._resized(image, _centre_square(*image.shape[1:]))
+        if augment == "crop":
+            box = _random_box(image.shape[1], image.shape[2], self.options.crop_scale, u)
+            image = self._resized(image, box)
+        else:
+            image = self._resized(image, _centre_square(*image.shape[1:]))
+        if augment == "shift":
+            return _shifted(image, u)
+        return image.flip(2) if u[0] < 0.5 else image
+
+    def _resized(self, image: Tensor, box: tuple[int, int, int, int]) -> Tensor:
+        """The box (top, left, height, width) of the image as (3, size, size)."""
+        top, left, height, width = box
+        size = self.options.size
+        image = image[:, top : top + height, left : left + width]
+        if (height, width) == (size, size):
+            return image.contiguous()
+        return V.resize(image, [size, size], antialias=True)
+
+    def _pixels(self, data: bytes) -> Tensor:
+        """(3, H, W) uint8; the size is read off the header before a pixel is decoded."""
+        width, height = _header_size(data)
+        if width * height > self.options.max_pixels:
+            raise BadSample(
+                f"{width} x {height} pixels are more than max_pixels {self.options.max_pixels}"
+            )
+        try:
+            image = decode_image(
+                torch.frombuffer(bytearray(data), dtype=torch.uint8),
+                mode=ImageReadMode.RGB,
+                apply_exif_orientation=True,
+            )
+        except RuntimeError as error:
+            raise BadSample(f"the image cannot be decoded: {error}") from error
+        if image.dtype == torch.uint16:
+            image = (image.to(torch.int32) >> 8).to(torch.uint8)
+        return image
+
+    def collate(self, items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        return torch.stack(list(items)), None
+
+    def stem(self, width: int, *, supervised: bool) -> nn.Module:
+        if self.options.stem == "conv":
+            return _Conv(self.options, width)
+        return (_ViT if supervised else _Patches)(self.options, width)
+
+    def decoder(self, width: int) -> nn.Module:
+        return nn.Linear(width, 3 * self.options.patch**2)
+
+    def targets(self, x: Tensor) -> Tensor:
+        """Normalised pixels of each patch, (B, T, 3 * patch * patch)."""
+        normalise = _Normalise(self.options).to(x.device)
+        patch = self.options.patch
+        return F.unfold(normalise(x), patch, stride=patch).transpose(1, 2)
+
+
+def _vit_problems(options: Options, setting: str, width: int) -> list[str]:
+    problems = []
+    if options.size % options.patch:
+        problems.append(f"patch: {options.patch} does not divide size {options.size}.")
+    if setting == "supervised":
+        if options.layers and width % options.heads:
+            problems.append(f"heads: {options.heads} does not divide model.width {width}.")
+        if options.pool and not options.layers:
+            problems.append(
+                "layers: 0 leaves the class token blind to the image: set pool: false, or "
+                "layers: 1 or more."
+            )
+    return problems
+
+
+def _header_size(data: bytes) -> tuple[int, int]:
+    """(width, height) as the header of a PNG, JPEG or WebP states them."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and len(data) >= 24:
+        return struct.unpack(">II", data[16:24])
+    try:
+        with Pillow.open(io.BytesIO(data), formats=("JPEG", "WEBP")) as image:
+            return image.size
+    except Exception as error:  # Pillow raises a dozen kinds for damaged headers
+        raise BadSample(f"not a readable PNG, JPEG or WebP image: {error}") from error
+
+
+def _centre_square(height: int, width: int) -> tuple[int, int, int, int]:
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def _random_box(
+    height: int, width: int, scale: tuple[float, float], u: np.ndarray
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) by the rule of torchvision's RandomResizedCrop, drawn from u."""
+    place, tries = u[1:3], u[3 : 3 + 2 * CROP_TRIES]
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * tries[:CROP_TRIES])
+    low, high = np.log(CROP_RATIO)
+    ratio = np.exp(low + (high - low) * tries[CROP_TRIES:])
+    w, h = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+    fits = np.flatnonzero((w > 0) & (h > 0) & (w <= width) & (h <= height))
+    if not len(fits):
+        # Very long images: the largest central box of a legal aspect ratio.
+        h1, w1 = min(height, int(width / CROP_RATIO[0])), min(width, int(height * CROP_RATIO[1]))
+        return (height - h1) // 2, (width - w1) // 2, h1, w1
+    h1, w1 = int(h[fits[0]]), int(w[fits[0]])
+    return int(place[0] * (height - h1 + 1)), int(place[1] * (width - w1 + 1)), h1, w1
+
+
+def _shifted(image: Tensor, u: np.ndarray) -> Tensor:
+    """Shifted by up to an eighth of the side in both directions, edges repeated."""
+    size = image.shape[1]
+    reach = size // 8
+    down, right = (int(v * (2 * reach + 1)) - reach for v in u[:2])
+    rows = (torch.arange(size) - down).clamp(0, size - 1)
+    columns = (torch.arange(size) - right).clamp(0, size - 1)
+    return image[:, rows][:, :, columns]
