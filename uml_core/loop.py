@@ -128,8 +128,8 @@ class Fit:
         if not mine or self.stopped:
             return
         rate = learning_rate(self.spec, step, self.schedule.total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate
         if self.learner.spec.dropout:
             # Dropout from (seed, step) alone: a resumed run draws what the uninterrupted one did.
             torch.manual_seed(zlib.crc32(f"{self.seed}.{step}".encode()))

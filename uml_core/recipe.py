@@ -225,8 +225,7 @@ def from_dict(raw: Mapping[str, Any], problems: list[str] | None = None) -> Reci
         modalities = {}
     specs = {}
     for name, spec in modalities.items():
-        built = _modality(str(name), spec, problems)
-        if built is not None:
+        if (built := _modality(str(name), spec, problems)) is not None:
             specs[str(name)] = built
     complete = len(specs) == len(modalities)
     body = {k: v for k, v in raw.items() if k != "modalities"}

@@ -1,0 +1,118 @@
+"""The `uml` command: `uml VERB [RECIPE] [key=value ...] [--out DIR] [--json] [--dry-run]`.
+
+Exit codes: 0 done, 2 the user's input is wrong (every problem listed, nothing written),
+1 the run failed (what was lost, where the last checkpoint is), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from importlib import resources
+from pathlib import Path
+from types import ModuleType
+
+from uml_core.errors import RunError, UserError, near
+from uml_core.recipe import Recipe, load
+
+VERBS = {
+    "prepare": "a source (world, folders, CSV) -> shards and index",
+    "verify": "check shards against their index, their labels and each other",
+    "train": "one run",
+    "compare": "target-only baselines, UML and the permuted control, with paired statistics",
+    "report": "write the HTML report of a finished run again",
+    "theory": "the paper's theorems checked by number",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    verb, *rest = argv
+    try:
+        if verb not in VERBS:
+            raise UserError(f"no verb '{verb}'{near(verb, VERBS)}; `uml --help` lists all")
+        module = importlib.import_module(f"pipelines.{verb}")
+        return int(module.run(parser(verb, module).parse_intermixed_args(rest)))
+    except UserError as error:
+        _list_problems(error.problems)
+        return 2
+    except RunError as error:
+        print(f"\nThe run failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+
+
+def usage() -> str:
+    """What `uml --help` prints."""
+    verbs = "\n".join(f"  {name:<10}{purpose}" for name, purpose in VERBS.items())
+    return (
+        "uml VERB [RECIPE] [key=value ...] [--out DIR] [--json] [--dry-run]\n\n"
+        f"{verbs}\n\nRECIPE is a file or a packaged recipe: {', '.join(packaged())}.\n"
+        "`uml VERB --help` shows an example."
+    )
+
+
+def parser(verb: str, module: ModuleType) -> argparse.ArgumentParser:
+    """The argument parser of a verb: its own arguments and the common ones."""
+    out = argparse.ArgumentParser(
+        prog=f"uml {verb}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if getattr(module, "TAKES_RECIPE", False):
+        out.add_argument("recipe", help="a recipe file or the name of a packaged recipe")
+        out.add_argument("overrides", nargs="*", help="fields to change, e.g. train.lr=1e-3")
+    out.add_argument("--out", help="results folder (default: runs/<name>/<timestamp>)")
+    out.add_argument("--json", action="store_true", help="print the result as JSON")
+    out.add_argument("--dry-run", action="store_true", help="say what would run, and stop")
+    module.add_arguments(out)
+    return out
+
+
+def load_recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe that the arguments name, with their overrides."""
+    path = Path(args.recipe)
+    if path.suffix not in (".yaml", ".yml"):
+        if args.recipe not in packaged():
+            known = packaged()
+            raise UserError(
+                f"no recipe '{args.recipe}'{near(args.recipe, known)}: give a .yaml file or one "
+                f"of {', '.join(known)}"
+            )
+        path = Path(str(resources.files("pipelines"))) / "recipes" / f"{args.recipe}.yaml"
+    return load(path, args.overrides)
+
+
+def packaged() -> list[str]:
+    """Names of the packaged recipes."""
+    folder = resources.files("pipelines") / "recipes"
+    return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def out_folder(args: argparse.Namespace, name: str, *, resume: bool = False) -> Path:
+    """Where results go, not yet created. Raises UserError rather than touch an older run."""
+    if args.out is None:
+        return Path("runs", name, datetime.now().strftime("%Y%m%d-%H%M%S")).resolve()
+    out = Path(args.out).resolve()
+    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} already holds something: choose another --out, or remove it")
+    return out
+
+
+def _list_problems(problems: Sequence[str]) -> None:
+    print(f"{len(problems)} problem{'s' * (len(problems) != 1)}:", file=sys.stderr)
+    for problem in problems:
+        print(f"  - {problem}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

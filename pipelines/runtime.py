@@ -1,0 +1,64 @@
+"""One Ray for one job: an existing cluster where there is one, else a private local one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+# Read by Ray at import: the bars would fight with ours, and usage statistics need a network.
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+TRAINER_CPUS = 0.25  # logical: the operating system shares the real cores; see `local_cpus`
+
+
+def local_cpus(workers: int, streams: int) -> int:
+    """Logical CPUs of a local Ray.
+
+    Ray Data gives each running dataset a whole number of the CPUs that trainers leave over, so
+    on a small machine several streams would get none and crawl (ray#59685, ray#63924). One
+    logical CPU per stream beside the real cores keeps them all moving.
+    """
+    return max(2, (os.cpu_count() or 1)) + workers * streams
+
+
+@contextlib.contextmanager
+def ray_session(workers: int = 1, streams: int = 1) -> Iterator[None]:
+    """Connects to Ray for the duration of a job.
+
+    Uses the running connection, else the cluster of RAY_ADDRESS (a submitted job has it), else
+    starts a local Ray in a private temporary folder: clusters that share one can end each
+    other's placement groups.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level="warning")
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    # Unix sockets below this folder must stay under 107 characters.
+    folder = tempfile.mkdtemp(prefix="uml-ray-", dir="/tmp")
+    try:
+        ray.init(
+            address="local",
+            num_cpus=local_cpus(workers, streams),
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            _temp_dir=folder,
+            log_to_driver=bool(os.environ.get("UML_RAY_LOGS")),
+            logging_level="warning",
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
