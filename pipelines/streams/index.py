@@ -1,0 +1,255 @@
+"""`index.json`: what lies in the shards of a folder, so that no job has to scan them again.
+
+Our own writer leaves it beside the shards. Foreign shards are scanned on first use and their
+index is kept in a cache folder, never beside them. An index is only a copy of what is in the
+tars and is not trusted: one that is malformed or does not fit the shard's size is not used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from pipelines.streams import storage
+from pipelines.streams.scan import MAX_LABEL, MAX_MEMBER_BYTES, Problem, scan_tar
+from uml_core.errors import RunError, UserError
+
+VERSION = 1
+INDEX_NAME, CLASSES_NAME = "index.json", "classes.json"
+MAX_INDEX_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar and its samples, column by column.
+
+    url      absolute path or url
+    kind     the modality kind whose payload was picked
+    keys     sample keys; labels (N,) int64, -1 = unlabelled
+    offsets  (N,) int64: first byte of the payload inside the tar; sizes (N,) int64 its bytes
+    suffixes lower case, without the dot; hashes: of the payload's content (`content_hash`)
+    sources  `source` (or `src`) of `<key>.json`, None where there is none
+    bytes    size of the tar; sha256 of the tar
+    problems what the scan could not use
+    """
+
+    url: str
+    kind: str
+    keys: list[str]
+    labels: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    suffixes: list[str]
+    hashes: list[str]
+    sources: list[str | None]
+    bytes: int
+    sha256: str
+    problems: tuple[Problem, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def class_histogram(self) -> dict[str, int]:
+        """Samples per label, unlabelled ones left out; keys are strings as in index.json."""
+        counts = Counter(self.labels[self.labels >= 0].tolist())
+        return {str(label): counts[label] for label in sorted(counts)}
+
+
+def scan_shard(url: str, kind: str) -> Shard:
+    """The shard at `url` as it is now, with its problems. Reads all of it once."""
+    digest = _Digest(storage.open_stream(url))
+    with digest.file:
+        entries, problems = scan_tar(digest, suffixes_of(kind))  # type: ignore[arg-type]
+        while digest.read(1 << 20):
+            pass
+    return Shard(
+        url=url,
+        kind=kind,
+        keys=[e.key for e in entries],
+        labels=np.array([e.label for e in entries], dtype=np.int64),
+        offsets=np.array([e.offset for e in entries], dtype=np.int64),
+        sizes=np.array([e.size for e in entries], dtype=np.int64),
+        suffixes=[e.suffix for e in entries],
+        hashes=[e.hash for e in entries],
+        sources=[e.source for e in entries],
+        bytes=digest.count,
+        sha256=digest.sha.hexdigest(),
+        problems=tuple(problems),
+    )
+
+
+def suffixes_of(kind: str) -> tuple[str, ...]:
+    """Payload suffixes of a modality kind (imported late: read tasks do without torch)."""
+    from uml_core.modalities import KINDS
+
+    return KINDS[kind].suffixes
+
+
+def to_json(shard: Shard) -> dict[str, Any]:
+    """A shard as it stands in index.json."""
+    return {
+        "kind": shard.kind,
+        "samples": len(shard),
+        "bytes": shard.bytes,
+        "sha256": shard.sha256,
+        "class_histogram": shard.class_histogram,
+        "keys": shard.keys,
+        "labels": shard.labels.tolist(),
+        "offsets": shard.offsets.tolist(),
+        "sizes": shard.sizes.tolist(),
+        "suffixes": shard.suffixes,
+        "hashes": shard.hashes,
+        "sources": shard.sources,
+        "problems": [[p.key, p.cause] for p in shard.problems],
+    }
+
+
+def from_json(entry: Any, url: str) -> Shard | None:
+    """A shard out of index.json; None where the entry is not well-formed (it is not trusted)."""
+    try:
+        shard = Shard(
+            url=url,
+            kind=_typed(entry["kind"], str),
+            keys=_column(entry["keys"], str),
+            labels=_integers(entry["labels"]),
+            offsets=_integers(entry["offsets"]),
+            sizes=_integers(entry["sizes"]),
+            suffixes=_column(entry["suffixes"], str),
+            hashes=_column(entry["hashes"], str),
+            sources=_column(entry["sources"], str, type(None)),
+            bytes=_typed(entry["bytes"], int),
+            sha256=_typed(entry["sha256"], str),
+            problems=tuple(
+                Problem(_typed(key, str, type(None)), _typed(cause, str))
+                for key, cause in entry.get("problems", [])
+            ),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
+        return None
+    columns = (
+        shard.labels,
+        shard.offsets,
+        shard.sizes,
+        shard.suffixes,
+        shard.hashes,
+        shard.sources,
+    )
+    if any(len(column) != len(shard) for column in columns):
+        return None
+    if len(shard) and (
+        shard.labels.min() < -1
+        or shard.labels.max() > MAX_LABEL
+        or shard.offsets.min() < 0
+        or shard.sizes.min() < 0
+        or shard.sizes.max() > MAX_MEMBER_BYTES
+        or (shard.offsets > shard.bytes - shard.sizes).any()
+    ):
+        return None
+    return shard
+
+
+def read_json(url: str, limit: int) -> Any:
+    """Parsed JSON, or None where the file is missing, too large or not JSON."""
+    try:
+        return json.loads(storage.read_all(url, limit))
+    except (OSError, UserError, RunError, ValueError, RecursionError):
+        return None
+
+
+def load_shards(urls: Sequence[str], kind: str) -> list[Shard]:
+    """Shards from the index beside them or from the cache; scanned where neither holds them."""
+    folders: dict[str, Any] = {}
+    for folder in dict.fromkeys(storage.folder_of(url) for url in urls):
+        found = read_json(f"{folder}/{INDEX_NAME}", MAX_INDEX_BYTES)
+        good = isinstance(found, dict) and found.get("version") == VERSION
+        shards = found.get("shards") if good else None
+        folders[folder] = shards if isinstance(shards, dict) else {}
+
+    def load(url: str) -> Shard:
+        stat = storage.stat(url)
+        entry = folders[storage.folder_of(url)].get(storage.name_of(url))
+        shard = from_json(entry, url) if entry is not None else None
+        if shard is not None and shard.kind == kind and shard.bytes == stat.size:
+            return shard
+        return _cached(url, kind, stat)
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(load, urls))
+
+
+def merge_index(folder: str, shards: Iterable[Shard] = ()) -> str:
+    """Writes `shards` into the folder's index.json, drops what is gone; returns its path."""
+    path = os.path.join(folder, INDEX_NAME)
+    found = read_json(path, MAX_INDEX_BYTES)
+    known = found.get("shards") if isinstance(found, dict) else None
+    entries = dict(known) if isinstance(known, dict) else {}
+    entries |= {storage.name_of(shard.url): to_json(shard) for shard in shards}
+    kept = {n: entries[n] for n in sorted(entries) if os.path.isfile(os.path.join(folder, n))}
+    write_json(path, {"version": VERSION, "shards": kept})
+    return path
+
+
+def write_json(path: str, content: Any) -> None:
+    """Compact JSON, whole or not at all."""
+    scratch = f"{path}.{os.getpid()}.part"
+    with open(scratch, "w", encoding="utf-8") as file:
+        json.dump(content, file, separators=(",", ":"))
+        file.write("\n")
+    os.replace(scratch, path)
+
+
+def cache_folder() -> str:
+    """Where the index of foreign shards is kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "uml", "index")
+
+
+def _cached(url: str, kind: str, stat: storage.Stat) -> Shard:
+    name = f"{VERSION}|{kind}|{url}|{stat.size}|{stat.stamp}".encode("utf-8", "surrogateescape")
+    path = os.path.join(cache_folder(), hashlib.blake2b(name, digest_size=16).hexdigest() + ".json")
+    shard = from_json(read_json(path, MAX_INDEX_BYTES), url)
+    if shard is not None and shard.bytes == stat.size:
+        return shard
+    shard = scan_shard(url, kind)
+    try:
+        os.makedirs(cache_folder(), exist_ok=True)
+        write_json(path, to_json(shard))
+    except OSError:
+        pass  # a read-only home costs the scan again next time, nothing else
+    return shard
+
+
+class _Digest:
+    """A stream that is hashed and counted as it is read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sha, self.count = file, hashlib.sha256(), 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.file.read(size)
+        self.sha.update(data)
+        self.count += len(data)
+        return data
+
+
+def _typed(value: Any, *types: type) -> Any:
+    if type(value) not in types:
+        raise TypeError(type(value))
+    return value
+
+
+def _column(values: Any, *types: type) -> list:
+    return [_typed(value, *types) for value in _typed(values, list)]
+
+
+def _integers(values: Any) -> np.ndarray:
+    return np.array(_column(values, int), dtype=np.int64)

@@ -1,0 +1,250 @@
+"""One pass over a tar: what is in it, and what of it a stream cannot use.
+
+A tar is read from front to back, nothing in it is trusted and bad content never ends the scan:
+what cannot be used becomes a `Problem`. The result is an `Entry` per sample with the place of the
+payload's bytes, so that single samples can be read by range later. Names stay names, they never
+become paths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tarfile
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+MAX_MEMBERS = 4_000_000  # per archive
+MAX_MEMBER_BYTES = 256 << 20  # one payload
+MAX_LABEL_BYTES = 64 << 10  # one .cls
+MAX_JSON_BYTES = 16 << 20  # one .json
+MAX_LABEL = 2**31 - 1
+MAX_PROBLEMS = 1000  # kept per shard; the rest is counted
+# As webdataset: the key is the path up to the first dot of the last component.
+_NAME = re.compile(r"^((?:.*/)?[^./]+)\.([^/]+)$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something in a shard that a stream would leave out; key is None for the shard itself."""
+
+    key: str | None
+    cause: str
+
+
+@dataclass
+class Entry:
+    """One sample of a shard: its key, its label and where its payload's bytes lie."""
+
+    key: str
+    label: int  # -1 = unlabelled
+    offset: int
+    size: int
+    suffix: str
+    hash: str
+    source: str | None
+
+
+def scan_tar(
+    stream: BinaryIO, kind_suffixes: Sequence[str], *, text: bool | None = None
+) -> tuple[list[Entry], list[Problem]]:
+    """Entries and problems of one tar, read sequentially from `stream` up to its end.
+
+    kind_suffixes  payload suffixes of the modality kind, lower case, without the dot
+    text           hash payloads as text (normalised); default: when the suffix is txt
+    """
+    scan = _Scan(tuple(kind_suffixes), text)
+    scan.read(stream)
+    return scan.result()
+
+
+def content_hash(data: bytes, *, text: bool = False) -> str:
+    """16 hex characters of a payload's content: equal for what a model would see as equal.
+
+    Text is compared after NFKC, case folding and collapsing white space.
+    """
+    if text:
+        plain = unicodedata.normalize("NFKC", data.decode("utf-8", "replace")).casefold()
+        data = " ".join(plain.split()).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+@dataclass
+class _Parts:
+    """What has been seen of one key."""
+
+    payload: Entry | None = None
+    rank: int = 0  # of the payload's suffix in the kind's list
+    labels: dict[str, int] = field(default_factory=dict)
+    source: str | None = None
+    members: set[str] = field(default_factory=set)
+    bad: bool = False
+
+
+class _Scan:
+    """State of one pass over a tar."""
+
+    def __init__(self, suffixes: tuple[str, ...], text: bool | None) -> None:
+        self.suffixes, self.text = suffixes, text
+        self.parts: dict[str, _Parts] = {}
+        self.last: str | None = None
+        self.problems: list[Problem] = []
+        self.dropped = 0
+
+    def read(self, stream: BinaryIO) -> None:
+        try:
+            with tarfile.open(
+                fileobj=stream,
+                mode="r|",
+                bufsize=1 << 20,
+                tarinfo=_Member,
+                errors="surrogateescape",
+            ) as tar:
+                for count, member in enumerate(tar):
+                    if count >= MAX_MEMBERS:
+                        self.problem(None, f"more than {MAX_MEMBERS} members; the rest is left out")
+                        return
+                    self.member(tar, member)
+                    tar.members.clear()  # type: ignore[attr-defined]  # else all headers stay
+                self.ending(getattr(tar, "stopped_by", None))
+        except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
+            self.problem(None, f"not a whole tar: {error}")
+
+    def ending(self, stopped_by: Exception | None) -> None:
+        if isinstance(stopped_by, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+            return
+        cause = f" ({stopped_by})" if stopped_by is not None and str(stopped_by) else ""
+        self.problem(None, f"the tar has no proper end: cut off or damaged{cause}")
+
+    def member(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        match = _NAME.match(member.name)
+        if match is None or not member.isreg():
+            if not member.isdir():
+                self.problem(printable(member.name), "not a file named <key>.<suffix>; left out")
+            return
+        key, suffix = printable(match[1]), match[2].lower()
+        parts = self.parts.get(key)
+        if parts is None:
+            parts = self.parts[key] = _Parts()
+        elif self.last != key:
+            self.problem(key, "its members are not next to each other; other readers refuse this")
+        self.last = key
+        if suffix in parts.members:
+            self.problem(key, f"has two .{printable(suffix)} members; the first is used")
+            return
+        parts.members.add(suffix)
+        if suffix in self.suffixes:
+            self.payload(tar, member, key, suffix, parts)
+        elif suffix in ("cls", "json"):
+            self.annotation(tar, member, key, suffix, parts)
+
+    def payload(
+        self, tar: tarfile.TarFile, member: tarfile.TarInfo, key: str, suffix: str, parts: _Parts
+    ) -> None:
+        rank = self.suffixes.index(suffix)
+        if parts.payload is not None:
+            self.problem(key, f"has .{parts.payload.suffix} and .{suffix}; one is used")
+            if rank > parts.rank:
+                return
+        if member.size > MAX_MEMBER_BYTES:
+            parts.bad = True
+            self.problem(key, f".{suffix} has {member.size} bytes, more than {MAX_MEMBER_BYTES}")
+            return
+        if member.issparse():
+            parts.bad = True
+            self.problem(key, f".{suffix} is stored as a sparse file")
+            return
+        data = _content(tar, member)
+        if not data:
+            parts.bad = True
+            self.problem(key, f".{suffix} is empty")
+            return
+        text = self.text if self.text is not None else suffix == "txt"
+        digest = content_hash(data, text=text)
+        parts.payload = Entry(key, -1, member.offset_data, member.size, suffix, digest, None)
+        parts.rank = rank
+
+    def annotation(
+        self, tar: tarfile.TarFile, member: tarfile.TarInfo, key: str, suffix: str, parts: _Parts
+    ) -> None:
+        limit = MAX_LABEL_BYTES if suffix == "cls" else MAX_JSON_BYTES
+        if member.size > limit:
+            parts.bad = True
+            self.problem(key, f".{suffix} has {member.size} bytes, more than {limit}")
+            return
+        data = _content(tar, member)
+        try:
+            if suffix == "cls":
+                if not re.fullmatch(rb"\s*\d{1,10}\s*", data):
+                    raise ValueError("not a whole number from 0 on")
+                label: Any = int(data)
+            else:
+                found = json.loads(data)
+                if not isinstance(found, dict):
+                    raise ValueError("not an object")
+                source = found.get("source", found.get("src"))
+                parts.source = None if source is None else printable(str(source))
+                label = found.get("label")
+            if label is not None:
+                parts.labels[suffix] = _label(label)
+        except (ValueError, RecursionError) as error:
+            parts.bad = True
+            self.problem(key, f".{suffix} cannot be used: {str(error)[:200]}")
+
+    def result(self) -> tuple[list[Entry], list[Problem]]:
+        entries = []
+        for key, parts in self.parts.items():
+            if parts.bad:
+                continue
+            if parts.payload is None:
+                self.problem(key, "has no member with suffix " + " ".join(self.suffixes))
+                continue
+            if len(set(parts.labels.values())) > 1:
+                self.problem(key, f".cls says {parts.labels['cls']}, .json {parts.labels['json']}")
+                continue
+            parts.payload.label = next(iter(parts.labels.values()), -1)
+            parts.payload.source = parts.source
+            entries.append(parts.payload)
+        if self.dropped:
+            self.problems.append(Problem(None, f"{self.dropped} more problems are not listed"))
+        return entries, self.problems
+
+    def problem(self, key: str | None, cause: str) -> None:
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(Problem(key, cause))
+        else:
+            self.dropped += 1
+
+
+class _Member(tarfile.TarInfo):
+    """Remembers why the archive ended: `tarfile` takes a damaged header for the end."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:  # type: ignore[override]
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.HeaderError as error:
+            tar.stopped_by = error  # type: ignore[attr-defined]
+            raise
+
+
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(member)
+    data = file.read() if file is not None else b""
+    if len(data) != member.size:
+        raise tarfile.ReadError("unexpected end of data")
+    return data
+
+
+def _label(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_LABEL:
+        raise ValueError("the label is not a whole number from 0 on")
+    return value
+
+
+def printable(name: str) -> str:
+    """The name with bytes that are not UTF-8 written as escapes, so that it can be stored."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

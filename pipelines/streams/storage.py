@@ -1,0 +1,358 @@
+"""Where bytes come from: local files, http(s) through fsspec, s3 and gs through pyarrow.fs.
+
+Everything above this file knows two things only: a url and a range of bytes in it. A remote range
+is asked for again after a dropped connection, with growing pauses; what is certain (no such file,
+not allowed) is not.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
+from numpy.typing import ArrayLike
+
+from uml_core.errors import RunError, UserError, near
+
+REMOTE = re.compile(r"^(s3|gs|https?)://")
+ATTEMPTS = 6  # pauses of 0.2, 0.4 ... 3.2 s: half a minute with the time-outs of the attempts
+STREAM_BLOCK = 8 << 20
+SPAN_BYTES = 8 << 20  # neighbouring ranges are read as one up to this size ...
+REMOTE_GAP, LOCAL_GAP = 256 << 10, 4 << 10  # ... if the unwanted bytes between them are few
+REQUESTS = 8  # remote requests in flight per call
+_CERTAIN = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH", "NO_SUCH_BUCKET")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Size in bytes and a stamp that changes with the content (mtime or ETag)."""
+
+    size: int
+    stamp: str
+
+
+def is_remote(url: str) -> bool:
+    return REMOTE.match(url) is not None
+
+
+def folder_of(url: str) -> str:
+    """The folder (or url prefix) in which `url` lies, without the final slash."""
+    return url.rpartition("/")[0] if is_remote(url) else os.path.dirname(url)
+
+
+def name_of(url: str) -> str:
+    """The last component of `url`."""
+    return url.partition("?")[0].rpartition("/")[2] if is_remote(url) else os.path.basename(url)
+
+
+def stat(url: str) -> Stat:
+    """Size and stamp. Raises FileNotFoundError where nothing is there."""
+    if not is_remote(url):
+        found = os.stat(url)
+        return Stat(found.st_size, str(found.st_mtime_ns))
+    if url.startswith("http"):
+        info = _retry(lambda: _http().info(url), url)
+        stamp = info.get("ETag") or info.get("Last-Modified") or ""
+        size = info["size"]
+        return Stat(
+            len(_retry(lambda: _http().cat_file(url), url)) if size is None else size, stamp
+        )
+    system, path = _arrow(url)
+    found = _retry(lambda: system.get_file_info(path), url)
+    if not found.is_file:
+        raise FileNotFoundError(url)
+    return Stat(found.size, str(found.mtime_ns))
+
+
+def open_stream(url: str) -> BinaryIO:
+    """A binary file for one sequential pass; remote ones survive dropped connections."""
+    if not is_remote(url):
+        return open(url, "rb")
+    return io.BufferedReader(_RangeStream(url, stat(url).size), buffer_size=1 << 20)
+
+
+def read_all(url: str, limit: int) -> bytes:
+    """The whole file. Raises FileNotFoundError, or UserError above `limit` bytes."""
+    size = stat(url).size
+    if size > limit:
+        raise UserError(f"{url} has {size} bytes; at most {limit} are read")
+    return read_ranges(url, [0], [size])[0]
+
+
+def read_ranges(url: str, offsets: ArrayLike, sizes: ArrayLike) -> list[bytes]:
+    """The bytes [offset, offset + size) for each pair, in the order given.
+
+    One open (or a few requests) serves them all. Where the file ends early the answer is shorter
+    than asked. Raises RunError when the file is gone or the connection stays broken.
+    """
+    remote = is_remote(url)
+    offs, lens = np.asarray(offsets, dtype=np.int64), np.asarray(sizes, dtype=np.int64)
+    spans = _spans(offs, lens, REMOTE_GAP if remote else LOCAL_GAP)
+    out: list[bytes] = [b""] * len(offs)
+
+    def fill(span: np.ndarray, read: Callable[[int, int], bytes]) -> None:
+        start = int(offs[span].min())
+        data = read(start, int((offs[span] + lens[span]).max()) - start)
+        for i in span:
+            at = int(offs[i]) - start
+            out[i] = data[at : at + int(lens[i])]
+
+    try:
+        if not remote:
+            fd = os.open(url, os.O_RDONLY)
+            try:
+                for span in spans:
+                    fill(span, lambda start, size: _pread(fd, start, size))
+            finally:
+                os.close(fd)
+        elif len(spans) == 1:
+            fill(spans[0], lambda start, size: _remote_range(url, start, size))
+        else:
+            with ThreadPoolExecutor(REQUESTS) as pool:
+                jobs = [
+                    pool.submit(fill, span, lambda start, size: _remote_range(url, start, size))
+                    for span in spans
+                ]
+                for job in jobs:
+                    job.result()
+    except FileNotFoundError as error:
+        raise RunError(
+            f"{url} has gone: put it back and run the same command with --resume"
+        ) from error
+    return out
+
+
+def expand(pattern: str | Sequence[str], root: str = ".") -> list[str]:
+    """Patterns -> absolute paths and urls of existing shards, sorted within a glob, each once.
+
+    A pattern is a path, a glob, a brace range ({000000..000012}), an s3://, gs:// or http(s)://
+    url with the same, or a list of these. Relative patterns resolve against `root` (a folder or a
+    url). Raises UserError with all that is missing and near names from the same folder.
+    """
+    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    problems: list[str] = []
+    urls: dict[str, None] = {}
+    for item in patterns:
+        try:
+            urls.update(dict.fromkeys(_expand_one(item, root)))
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    if not urls:
+        raise UserError("no shard is named")
+    return list(urls)
+
+
+def _expand_one(pattern: str, root: str) -> list[str]:
+    pattern = pattern.removeprefix("file://")
+    if is_remote(pattern):
+        whole = pattern
+    elif is_remote(root):
+        whole = f"{root.rstrip('/')}/{pattern}"
+    else:
+        whole = os.path.abspath(os.path.join(os.path.expanduser(root), os.path.expanduser(pattern)))
+    if not is_remote(whole) and os.path.isfile(whole):  # braces in a folder's name are legal
+        return [whole]
+    try:
+        names = list(braceexpand(whole)) if "{" in whole else [whole]
+    except UnbalancedBracesError:
+        raise UserError(f"{pattern}: the braces do not match") from None
+    found, missing = [], []
+    for name in names:
+        hits = _hits(name)
+        found += hits
+        if not hits:
+            missing.append(name)
+    if missing:
+        more = f" (and {len(missing) - 3} more)" if len(missing) > 3 else ""
+        raise UserError([_missing(name) + more for name in missing[:3]])
+    return found
+
+
+def _hits(url: str) -> list[str]:
+    magic = glob.has_magic(url.partition("?")[0] if url.startswith("http") else url)
+    if not is_remote(url):
+        return sorted(filter(os.path.isfile, glob.glob(url))) if magic else _existing(url)
+    if not magic or (url.startswith("http") and "?" in url):
+        return _existing(url)
+    if url.startswith("http"):
+        raise UserError(
+            f"{url}: http cannot list files; use a brace range such as {{000000..000012}}"
+        )
+    folder, name = folder_of(url), name_of(url)
+    return sorted(f"{folder}/{n}" for n in _names(folder) if fnmatchcase(n, name))
+
+
+def _existing(url: str) -> list[str]:
+    try:
+        stat(url)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except RunError as error:
+        raise UserError(str(error)) from error
+    return [url] if is_remote(url) or os.path.isfile(url) else []
+
+
+def _missing(url: str) -> str:
+    folder, name = folder_of(url), name_of(url)
+    names = _names(folder)
+    what = "no file matches" if glob.has_magic(name) else "there is no file"
+    if not is_remote(url) and not os.path.isdir(folder):
+        return f"{what} {url}: the folder {folder} does not exist"
+    return f"{what} {url}" + near(name, names)
+
+
+def _names(folder: str) -> list[str]:
+    """File names in a folder; empty where it cannot be listed."""
+    if not is_remote(folder):
+        return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    if folder.startswith("http"):
+        return []
+    from pyarrow.fs import FileSelector
+
+    system, path = _arrow(folder)
+    found = _retry(lambda: system.get_file_info(FileSelector(path, allow_not_found=True)), folder)
+    return sorted(info.base_name for info in found if info.is_file)
+
+
+def _spans(offsets: np.ndarray, sizes: np.ndarray, gap: int) -> list[np.ndarray]:
+    """Groups of indices whose ranges are read as one, in file order."""
+    if len(offsets) == 0:
+        return []
+    order = np.argsort(offsets, kind="stable")
+    spans, group = [], [order[0]]
+    start, end = int(offsets[order[0]]), int(offsets[order[0]] + sizes[order[0]])
+    for i in order[1:]:
+        first, last = int(offsets[i]), int(offsets[i] + sizes[i])
+        if first - end <= gap and last - start <= SPAN_BYTES:
+            group.append(i)
+            end = max(end, last)
+        else:
+            spans.append(np.asarray(group))
+            group, start, end = [i], first, last
+    return [*spans, np.asarray(group)]
+
+
+def _pread(fd: int, offset: int, size: int) -> bytes:
+    data = os.pread(fd, size, offset)
+    while 0 < len(data) < size and (more := os.pread(fd, size - len(data), offset + len(data))):
+        data += more
+    return data
+
+
+def _remote_range(url: str, offset: int, size: int) -> bytes:
+    if size <= 0:
+        return b""
+    if url.startswith("http"):
+        if url in _whole:
+            return _whole[url][offset : offset + size]
+        data = _retry(lambda: _http().cat_file(url, offset, offset + size), url)
+        if len(data) <= size:
+            return data
+        _whole.clear()  # a server without ranges sent everything: keep the last such file
+        _whole[url] = data
+        return data[offset : offset + size]
+    system, path = _arrow(url)
+
+    def read() -> bytes:
+        with system.open_input_file(path) as file:
+            return file.read_at(min(size, max(0, file.size() - offset)), offset)
+
+    return _retry(read, url)
+
+
+_whole: dict[str, bytes] = {}
+
+
+def _retry(action: Callable[[], T], url: str) -> T:
+    """`action()`, again after passing failures. RunError when they do not pass."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return action()
+        except Exception as error:  # the libraries below raise many unrelated types
+            if _is_certain(error):
+                if isinstance(error, FileNotFoundError) or _status(error) == 404:
+                    raise FileNotFoundError(url) from error
+                raise RunError(f"{url} cannot be read: {error}") from error
+            if attempt == ATTEMPTS - 1:
+                raise RunError(
+                    f"{url} cannot be read after {ATTEMPTS} attempts: {error!r}. Check the network "
+                    "and run the same command with --resume"
+                ) from error
+            time.sleep(0.2 * 2**attempt * (0.5 + random.random()))
+    raise AssertionError("unreachable")
+
+
+def _is_certain(error: BaseException) -> bool:
+    status = _status(error)
+    if status is not None:
+        return 400 <= status < 500 and status not in (408, 425, 429)
+    if isinstance(error, FileNotFoundError):
+        return error.__cause__ is None  # fsspec wraps every failure of a HEAD request in this type
+    return isinstance(error, PermissionError) or any(mark in str(error) for mark in _CERTAIN)
+
+
+def _status(error: BaseException) -> int | None:
+    """The http status behind an error of fsspec, if the server answered at all."""
+    status = getattr(error, "status", None) or getattr(error.__cause__, "status", None)
+    return status if isinstance(status, int) else None
+
+
+@lru_cache(maxsize=1)
+def _http() -> Any:
+    import aiohttp
+    import fsspec
+
+    timeout = aiohttp.ClientTimeout(total=120, sock_connect=10, sock_read=30)
+    return fsspec.filesystem("http", client_kwargs={"timeout": timeout})
+
+
+def _arrow(url: str) -> tuple[Any, str]:
+    scheme, _, path = url.partition("://")
+    return _arrow_system(scheme, os.environ.get("AWS_ENDPOINT_URL")), path
+
+
+@lru_cache(maxsize=4)
+def _arrow_system(scheme: str, endpoint: str | None) -> Any:
+    from pyarrow import fs
+
+    if scheme == "gs":
+        return fs.GcsFileSystem()
+    return fs.S3FileSystem(endpoint_override=endpoint) if endpoint else fs.S3FileSystem()
+
+
+class _RangeStream(io.RawIOBase):
+    """A remote file read forwards in blocks, each its own request that can be repeated."""
+
+    def __init__(self, url: str, size: int) -> None:
+        self._url, self._size, self._at, self._block = url, size, 0, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._block and self._at < self._size:
+            size = min(STREAM_BLOCK, self._size - self._at)
+            self._block = _remote_range(self._url, self._at, size)
+            self._at += len(self._block)
+            if not self._block:
+                self._size = self._at  # it became shorter since it was measured
+        part = self._block[: len(buffer)]
+        buffer[: len(part)] = part
+        self._block = self._block[len(part) :]
+        return len(part)
