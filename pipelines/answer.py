@@ -1,0 +1,163 @@
+"""The answer in words: one place for the sentences that terminal, report and MLflow show.
+
+All functions take the object of compare.json (or one entry of its ``results``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from uml_core.statistics import Gain, gain_shown
+
+Compare = Mapping[str, Any]
+
+ARM_NAMES = {
+    "unimodal": "target only",
+    "unimodal_direct": "target only, no projection",
+    "uml": "UML",
+    "uml_init": "UML, class-mean head",
+    "uml_permuted": "control, permuted",
+}
+GAINS = {
+    "gain": "UML − target only",
+    "control_gain": "control − target only",
+    "gain_over_control": "UML − control",
+}
+_THINGS = {
+    "image": "images",
+    "text": "texts",
+    "audio": "recordings",
+    "sequence": "sequences",
+    "vector": "vectors",
+}
+
+
+def arm_name(arm: str) -> str:
+    """What a person calls an arm."""
+    return ARM_NAMES.get(arm, arm.replace("_", " "))
+
+
+def number(value: float, *, sign: bool = True) -> str:
+    """One decimal, more where that would hide on which side of zero a value lies."""
+    for digits in (1, 2, 3):
+        text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+        if float(text) or value == 0:
+            return text.replace("-", "−")
+    return "0.0"
+
+
+def interval(gain: Gain) -> str:
+    """``"95 % interval +1.9 to +4.3"``, or why there is none."""
+    if gain.ci95 is None:
+        return "one seed, no interval"
+    return f"95 % interval {number(gain.ci95[0])} to {number(gain.ci95[1])}"
+
+
+def points(gain: Gain) -> str:
+    """``"+3.1 points (95 % interval +1.9 to +4.3)"``."""
+    return f"{number(gain.mean)} points ({interval(gain)})"
+
+
+def auxiliary(compare: Compare) -> str:
+    """``"text and audio"``: the modalities that were added; unnamed where it is not recorded."""
+    names = list(compare.get("auxiliary") or [])
+    if not names:
+        return "data of other modalities"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def budget(compare: Compare) -> str:
+    """``"at 8 labelled images per class"``."""
+    target, shots = compare["target"], compare["shots"]
+    if shots is None:
+        return "with all labelled data"
+    things = _THINGS.get(target, f"{target} samples")
+    if shots == 1:
+        things = things.removesuffix("s")
+    return f"at {shots} labelled {things} per class"
+
+
+def results(compare: Compare) -> list[Compare]:
+    """The entries of a comparison over several shot counts, or the one comparison itself."""
+    if "results" not in compare:
+        return [compare]
+    shared = {key: value for key, value in compare.items() if key != "results"}
+    return [shared | entry for entry in compare["results"]]
+
+
+def is_shown(compare: Compare) -> bool:
+    """Whether this entry's gain may be claimed."""
+    return gain_shown(*(Gain.from_json(compare[k]) for k in ("gain", "gain_over_control")))
+
+
+def question(compare: Compare) -> str:
+    """What the comparison asks."""
+    entries = results(compare)
+    first = entries[0]
+    asked = f"Does unpaired {auxiliary(first)} make the {first['target']} model better"
+    if len(entries) == 1:
+        return f"{asked} {budget(first)}?"
+    return f"{asked} {budget({**first, 'shots': _listed(_shots(entries))})}?"
+
+
+def sentence(compare: Compare) -> str:
+    """The answer: a gain is claimed only where `gain_shown` allows it, else none was shown."""
+    entries = results(compare)
+    return _one(entries[0]) if len(entries) == 1 else _many(entries)
+
+
+def _one(entry: Compare) -> str:
+    gain, over = Gain.from_json(entry["gain"]), Gain.from_json(entry["gain_over_control"])
+    target, other = entry["target"], auxiliary(entry)
+    seeds = len(entry["seeds"])
+    measured = f"{points(gain)} against the target alone, {points(over)} against the control"
+    if gain.ci95 is None:
+        return (
+            f"No gain could be shown: one seed gives no interval. With unpaired {other} the "
+            f"{target} model is at {number(gain.mean)} points against the target alone and "
+            f"{number(over.mean)} points against the control."
+        )
+    if gain_shown(gain, over):
+        return (
+            f"Yes, unpaired {other} makes the {target} model better {budget(entry)}: "
+            f"{measured}, {seeds} seeds."
+        )
+    if gain.ci95[1] < 0:
+        why = f"unpaired {other} makes the {target} model worse {budget(entry)}"
+    elif gain.above_zero:
+        why = (
+            f"unpaired {other} lifts the {target} model {budget(entry)}, but not clearly above "
+            "the control whose auxiliary data mean nothing"
+        )
+    else:
+        why = f"with unpaired {other} {budget(entry)} the interval contains zero"
+    return f"No gain could be shown: {why}: {measured}, {seeds} seeds."
+
+
+def _many(entries: Sequence[Compare]) -> str:
+    shown = [entry for entry in entries if is_shown(entry)]
+    target, other = entries[0]["target"], auxiliary(entries[0])
+    if not shown:
+        return (
+            f"No gain could be shown: with unpaired {other} the {target} model is not clearly "
+            f"above both the target alone and the control at any of {_listed(_shots(entries))} "
+            "labelled samples per class."
+        )
+    gains = [Gain.from_json(entry["gain"]).mean for entry in shown]
+    low, high = number(min(gains)), number(max(gains))
+    size = f"by {low} points" if len(shown) == 1 else f"by {low} to {high} points"
+    text = (
+        f"Yes, unpaired {other} makes the {target} model better {size} at "
+        f"{_listed(_shots(shown))} labelled samples per class"
+    )
+    rest = [entry for entry in entries if entry not in shown]
+    return f"{text}; at {_listed(_shots(rest))} no gain could be shown." if rest else f"{text}."
+
+
+def _shots(entries: Sequence[Compare]) -> list[str]:
+    return ["all" if entry["shots"] is None else str(entry["shots"]) for entry in entries]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

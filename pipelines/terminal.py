@@ -1,0 +1,203 @@
+"""What a person sees in the terminal: answers, progress, notes and errors.
+
+Answers go to stdout; everything else goes to stderr, so that ``--json`` stays readable by
+programs. Without a terminal there is neither colour nor a moving bar.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
+
+from pipelines import answer
+from uml_core.statistics import mean_interval
+
+WIDTH = 80
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """A console of at most 80 columns on `stream` (default: the present stdout)."""
+    made = Console(file=stream or sys.stdout, highlight=False, markup=False)
+    made.width = min(made.width, WIDTH)
+    return made
+
+
+def note(text: str) -> None:
+    """One line for the person who watches, on stderr."""
+    console(sys.stderr).print(Text(text, style="dim"))
+
+
+def print_errors(problems: Sequence[str]) -> None:
+    """All problems of a user's input as one list, on stderr."""
+    out = console(sys.stderr)
+    title = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    out.print(Text(f"{title}; nothing was written:", style="bold red"))
+    for problem in problems:
+        # soft_wrap: a path that is broken over two lines cannot be copied
+        out.print(Text(f"  - {problem}"), soft_wrap=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
+    """A small table, the first column to the left and the others to the right."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, safe_box=True)
+    for i, name in enumerate(columns):
+        made.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def print_answer(compare: answer.Compare, stream: TextIO | None = None) -> None:
+    """The arms of a comparison, its gains, and the answer in one sentence."""
+    out = console(stream)
+    entries = answer.results(compare)
+    out.print()
+    out.print(Text(answer.question(compare), style="bold"))
+    for entry in entries:
+        out.print()
+        if len(entries) > 1:
+            out.print(Text(answer.budget(entry).capitalize(), style="bold"))
+        out.print(table(["arm", "test accuracy", "seeds"], _arm_rows(entry)))
+        out.print()
+        out.print(table(["difference", "points", "95 % interval"], _gain_rows(entry)))
+    out.print()
+    shown = any(answer.is_shown(entry) for entry in entries)
+    out.print(Text(answer.sentence(compare), style="bold green" if shown else "bold"))
+
+
+def _arm_rows(entry: answer.Compare) -> list[list[str | Text]]:
+    rows: list[list[str | Text]] = []
+    for arm, facts in entry["arms"].items():
+        found = mean_interval(facts["test_accuracy"])
+        text = f"{found.mean:.1f} %"
+        if found.half_width is not None:
+            text = f"{found.mean:.1f} ± {found.half_width:.1f} %"
+        name = f"{answer.arm_name(arm)} (baseline)" if arm == entry["baseline"] else None
+        style = "bold" if arm == "uml" else ""
+        rows.append(
+            [
+                Text(name or answer.arm_name(arm), style),
+                Text(text, style),
+                str(len(facts["test_accuracy"])),
+            ]
+        )
+    return rows
+
+
+def _gain_rows(entry: answer.Compare) -> list[list[str | Text]]:
+    rows: list[list[str | Text]] = []
+    for key, name in answer.GAINS.items():
+        gain = answer.Gain.from_json(entry[key])
+        ends = "none" if gain.ci95 is None else " to ".join(map(answer.number, gain.ci95))
+        rows.append([name, answer.number(gain.mean), ends])
+    return rows
+
+
+def print_paths(paths: dict[str, Path | str], stream: TextIO | None = None) -> None:
+    """Where to look next, one line per thing; paths are never broken."""
+    out = console(stream)
+    width = max(map(len, paths), default=0)
+    for name, path in paths.items():
+        out.print(Text(f"{name:<{width}}  {path}"), soft_wrap=True)
+
+
+class Progress:
+    """Progress of long work on stderr: a moving bar, or a line now and then without a terminal.
+
+        with Progress("Training", total=600, unit="steps") as progress:
+            progress.update(120, note="uml, seed 3")
+
+    total: None where the end is not known. every: seconds between lines without a terminal.
+    """
+
+    def __init__(
+        self, title: str, total: int | None = None, unit: str = "", every: float = 15.0
+    ) -> None:
+        self.title, self.total, self.unit, self.every = title, total, unit, every
+        self.done = 0
+        self._note = ""
+        self._out = console(sys.stderr)
+        self._bar: RichProgress | None = None
+        self._began = self._said = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        self._began = self._said = time.monotonic()
+        if self._out.is_terminal:
+            self._bar = RichProgress(
+                *([SpinnerColumn()] if self.total is None else []),
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                *([] if self.total is None else [TextColumn("left"), TimeRemainingColumn()]),
+                console=self._out,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=self.total)
+        return self
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """`amount` more units are done."""
+        self.update(self.done + amount, note)
+
+    def update(self, done: int, note: str = "") -> None:
+        """`done` units are done in all."""
+        self.done, self._note = done, note
+        if self._bar is not None:
+            title = f"{self.title}: {note}" if note else self.title
+            self._bar.update(self._task, completed=done, description=title)
+        elif time.monotonic() - self._said >= self.every:
+            self._line()
+
+    def say(self, text: str) -> None:
+        """A line that stays above the bar."""
+        (self._bar.console if self._bar is not None else self._out).print(Text(text))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        else:
+            self._line()
+
+    def _line(self) -> None:
+        now = time.monotonic()
+        self._said = now
+        passed = now - self._began
+        of = "" if self.total is None else f"/{self.total}"
+        parts = [f"{self.title}: {self.done}{of} {self.unit}".rstrip(), f"{clock(passed)} passed"]
+        if self.total is not None and 0 < self.done < self.total:
+            left = passed / self.done * (self.total - self.done)
+            parts.append(f"about {clock(left)} left")
+        if self._note:
+            parts.append(self._note)
+        self._out.print(Text(", ".join(parts)), soft_wrap=True)
+
+
+def clock(seconds: float) -> str:
+    """``"1:02:03"``, or ``"2:03"`` below an hour."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
