@@ -1,0 +1,107 @@
+"""Samples that could not be used: remembered in a file, counted against a budget."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+
+from uml_core.errors import RunError
+
+FUSE = 32  # bad samples one after the other: then it is not the samples
+LEAST = 4  # small sets may lose this many whatever the share says
+
+
+class Quarantine:
+    """The bad samples of one modality; `path` may be shared by modalities, ranks and restarts.
+
+    path    a file of JSON lines {"modality", "url", "key", "error"}, or None: kept in memory
+    rows    samples the modality has
+    budget  below 1: the share of rows that may be bad (at least 4); from 1 on: their number
+    fuse    bad samples in a row after which the run stops, whatever the budget
+
+    Safe to use from several threads. What other ranks write to the same file is taken over when
+    the next bad sample is met, so that the budget holds for all of them together.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        budget: float = 0.01,
+        fuse: int = FUSE,
+        *,
+        modality: str = "",
+        rows: int = 0,
+    ) -> None:
+        self.path = None if path is None else Path(path)
+        self.modality, self.rows, self.fuse = modality, rows, fuse
+        self.limit = int(budget) if budget >= 1 else max(LEAST, int(budget * rows))
+        if budget == 0:
+            self.limit = 0
+        self.errors: dict[tuple[str, str], str] = {}
+        self._lock = threading.Lock()
+        self._in_a_row = 0
+        self._read_to = 0
+        self._load()
+
+    def __len__(self) -> int:
+        return len(self.errors)
+
+    def __contains__(self, sample: tuple[str, str]) -> bool:
+        """Whether (url, key) is known to be bad."""
+        return sample in self.errors
+
+    def good(self) -> None:
+        """A sample was fine: the fuse starts again."""
+        self._in_a_row = 0
+
+    def bad(self, url: str, key: str, error: str) -> None:
+        """Records a sample. Raises RunError when the budget or the fuse is used up."""
+        with self._lock:
+            self._in_a_row += 1
+            self._load()
+            if (url, key) not in self.errors:
+                self.errors[url, key] = error
+                self._write({"modality": self.modality, "url": url, "key": key, "error": error})
+            if len(self.errors) > self.limit:
+                raise RunError(self._advice(f"{len(self.errors)} of {self.rows} samples are bad"))
+            if self._in_a_row >= self.fuse:
+                raise RunError(self._advice(f"{self._in_a_row} samples in a row are bad"))
+
+    def _advice(self, what: str) -> str:
+        url, key = next(reversed(self.errors))
+        where = f" All are listed in {self.path}." if self.path else ""
+        return (
+            f"{self.modality}: {what}, at most {self.limit} may be (the last: {key} in {url}: "
+            f"{self.errors[url, key]}).{where} `uml verify` checks all shards; mend them, or "
+            "raise quarantine_budget, and run the same command with --resume"
+        )
+
+    def _write(self, line: dict[str, str]) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        data = (json.dumps(line) + "\n").encode()
+        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(handle, data)  # one call: lines of several ranks do not mix
+        finally:
+            os.close(handle)
+
+    def _load(self) -> None:
+        """Takes over the lines that were added to the file since it was last read."""
+        if self.path is None or not self.path.exists():
+            return
+        with open(self.path, "rb") as file:
+            file.seek(self._read_to)
+            added = file.read()
+        whole = added[: added.rfind(b"\n") + 1]
+        self._read_to += len(whole)
+        for line in whole.splitlines():
+            try:
+                found = json.loads(line)
+                if found["modality"] == self.modality:
+                    self.errors[found["url"], found["key"]] = found["error"]
+            except (ValueError, KeyError, TypeError):
+                continue  # a line cut off by a full disk or a kill
