@@ -1,0 +1,42 @@
+# Every target does its own set-up; a second call installs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo test test-unit test-slow lint types format clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $(STAMP)
+
+demo: setup  ## The main job on embedded data: table, report, MLflow store
+	$(BIN)/uml compare shapes
+
+test: setup  ## All tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-unit: setup  ## Tests without Ray
+	$(BIN)/python -m pytest -q -m "not ray and not slow"
+
+test-slow: setup  ## Tests with many Ray starts
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build *.egg-info

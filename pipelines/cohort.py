@@ -1,0 +1,317 @@
+"""The worker side of a comparison: all fits of all seeds in one Ray Train worker group.
+
+A *round* is one (shots, seed). In every round the workers share the fits (`parallel: fits`), or
+all work on every fit with its data split over them (`parallel: data`, for models too large for
+one worker). After each round its outcomes and best weights go into a checkpoint, so a group that
+is restarted, also with another number of workers, continues with the next round.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from pipelines.board import Board, Listener, Reporter
+from pipelines.data import Round
+from pipelines.feed import Feed, load_batches
+from pipelines.jobs import limit_threads, run_workers
+from pipelines.streams.shards import Index
+from pipelines.terminal import Progress
+from uml_core.arms import UNIMODAL, build_fit
+from uml_core.comparison import Outcome, Unit, choose, share, units_of
+from uml_core.errors import RunError, UserError
+from uml_core.evaluation import Evaluate, classifier_accuracy, probe_accuracy, probe_test_accuracy
+from uml_core.loop import DataParallel, Fit, OneProcess, World, accuracy, train
+from uml_core.modalities import Modality
+from uml_core.modalities.base import Batch
+from uml_core.recipe import Recipe, grid_points
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Everything the workers need; goes to them once, through the object store."""
+
+    recipe: Recipe
+    modalities: dict[str, Modality]
+    num_classes: int | None
+    rounds: list[Round]
+    arms: list[str]
+    test: Index
+    out: str
+
+    def units(self, number: int) -> list[Unit]:
+        """The fits of round `number`."""
+        at = self.rounds[number]
+        return units_of(self.recipe, self.arms, at.seed, at.shots)
+
+
+@dataclass
+class Result:
+    """What a comparison found for one number of shots."""
+
+    shots: int | None
+    outcomes: list[Outcome]
+    chosen: dict[str, int]
+    test: dict[tuple[str, int], float]
+    placement: list[dict[str, Any]] = field(default_factory=list)
+    quarantined: int = 0
+
+
+def steps_of(cohort: Cohort) -> int:
+    """Fit-steps of the whole comparison: the unit of its progress."""
+    total = cohort.recipe.schedule().total
+    return sum(len(cohort.units(i)) for i in range(len(cohort.rounds))) * total
+
+
+def run_cohort(cohort: Cohort, progress: Progress) -> list[Result]:
+    """Runs the worker group from the driver; one Result per number of shots."""
+    board = Board.remote()
+    config = {"cohort": ray.put(cohort), "board": board}
+    with Listener(board, lambda done: progress.update(round(done)), lambda _: None):
+        answer = run_workers(worker, config, cohort.recipe.train, Path(cohort.out), keep=1)
+    if "failed" in answer:
+        raise RunError(answer["failed"])
+    return answer["results"]
+
+
+# ------------------------------------------------------------------------------ the worker
+
+
+def worker(config: dict[str, Any]) -> dict[str, Any]:
+    """`train_loop_per_worker` of a comparison. Rank 0's return value reaches the driver."""
+    cohort: Cohort = ray.get(config["cohort"])
+    member = Member(cohort, Reporter(config["board"], ray.train.get_context().get_world_rank()))
+    try:
+        return member.run()
+    except (UserError, RunError) as error:
+        # Restarting the group would only meet the same error again.
+        return {"failed": str(error)}
+    finally:
+        member.close()
+
+
+class Member:
+    """One worker of the group."""
+
+    def __init__(self, cohort: Cohort, reporter: Reporter) -> None:
+        context = ray.train.get_context()
+        self.cohort, self.recipe, self.reporter = cohort, cohort.recipe, reporter
+        self.rank, self.size = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        if self.device.type == "cpu":
+            limit_threads(context.get_local_world_size())
+        self.split = self.recipe.compare.parallel == "data" and self.size > 1
+        self.world: World = DataParallel() if self.split else OneProcess()
+        self.part = (self.rank, self.size) if self.split else (0, 1)
+        self.folder = Path(tempfile.mkdtemp(prefix="uml-round-"))
+        self.feed: Feed | None = None
+        self.done_steps = 0
+
+    def close(self) -> None:
+        """Ends the streams and removes the local copies."""
+        if self.feed is not None:
+            self.feed.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def run(self) -> dict[str, Any]:
+        """All rounds that are not in the last checkpoint, then the choice and the test set."""
+        first = self._take_over()
+        self.feed = Feed(
+            self.cohort.modalities,
+            [r.train for r in self.cohort.rounds],
+            seeds=[r.seed for r in self.cohort.rounds],
+            batches=self.recipe.schedule().consumed(self.recipe.schedule().total),
+            batch_size=self.recipe.train.batch_size,
+            part=self.part,
+            start=(first, {}),
+            budget=self.recipe.quarantine_budget,
+            out=Path(self.cohort.out),
+        )
+        for number in range(first, len(self.cohort.rounds)):
+            self._round(number)
+            self._report(number)
+        return {"results": self._finish()}
+
+    # ------------------------------------------------------------------------- a round
+
+    def _round(self, number: int) -> None:
+        """Trains this worker's fits of one round and leaves their results in the folder."""
+        at = self.cohort.rounds[number]
+        units = self._mine(self.cohort.units(number))
+        if not units:
+            return
+        fits = [self._build(unit, at) for unit in units]
+        evaluate = self._evaluation(at)
+        before = self.done_steps
+        assert self.feed is not None
+        self.feed.enter(number)
+        train(
+            fits,
+            self.feed.next,
+            self.recipe.schedule(),
+            evaluate=evaluate,
+            progress=lambda step: self.reporter.tick(before + step * len(fits)),
+        )
+        self.done_steps = before + self.recipe.schedule().total * len(fits)
+        if self.split and self.rank > 0:
+            return  # every worker holds the same weights; one copy is enough
+        for unit, fit in zip(units, fits, strict=True):
+            self._keep(number, unit, fit)
+
+    def _mine(self, units: list[Unit]) -> list[Unit]:
+        if self.split:
+            return units
+        schedule = self.recipe.schedule()
+        taken = schedule.consumed(schedule.total)
+        alone = float(taken[self.recipe.target])
+        cost = {arm: alone if arm in UNIMODAL else sum(taken.values()) for arm in self.cohort.arms}
+        return share(units, cost, self.size)[self.rank]
+
+    def _build(self, unit: Unit, at: Round) -> Fit:
+        points = grid_points(self.recipe.compare, unit.arm not in UNIMODAL)
+        return build_fit(
+            self.recipe,
+            unit.arm,
+            unit.seed,
+            points[unit.point],
+            self.cohort.modalities,
+            num_classes=self.cohort.num_classes,
+            head_batches=lambda name: self._all(at.train[name], name),
+            device=self.device,
+            world=self.world,
+        )
+
+    def _evaluation(self, at: Round) -> Evaluate:
+        target = self.recipe.target
+        if at.probe is None:
+            return classifier_accuracy(target, self._all(at.val, target, self.part))
+        train_batches = self._all(at.probe, target)
+        return probe_accuracy(target, train_batches, self._all(at.val, target), self.recipe.probe.C)
+
+    def _all(self, index: Index, name: str, part: tuple[int, int] = (0, 1)) -> list[Batch]:
+        return load_batches(index, self.cohort.modalities[name], part)
+
+    # --------------------------------------------------------------------- checkpoints
+
+    def _keep(self, number: int, unit: Unit, fit: Fit) -> None:
+        """Writes a finished fit's outcome and the weights of its target path."""
+        name = f"round{number:04d}-{unit.arm}-{unit.point}"
+        outcome = Outcome(
+            unit, fit.best_accuracy, fit.best_step, fit.history, fit.diverged_at, fit.skipped
+        )
+        (self.folder / f"{name}.json").write_text(json.dumps(asdict(outcome)))
+        if fit.best_weights is not None:
+            save_file(
+                target_path(fit.best_weights, self.recipe.target),
+                self.folder / f"{name}.safetensors",
+            )
+
+    def _report(self, number: int) -> None:
+        """Checkpoints all rounds up to this one; a barrier over the workers."""
+        copy = Path(tempfile.mkdtemp(prefix="uml-checkpoint-"))
+        shutil.copytree(self.folder, copy, dirs_exist_ok=True)
+        if self.rank == 0:
+            (copy / "rounds.json").write_text(json.dumps({"finished": number + 1}))
+        checkpoint = ray.train.Checkpoint.from_directory(str(copy))
+        ray.train.report({"round": number + 1}, checkpoint=checkpoint)
+        shutil.rmtree(copy, ignore_errors=True)
+
+    def _take_over(self) -> int:
+        """Rounds finished by an earlier group; rank 0 keeps carrying their files."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return 0
+        with checkpoint.as_directory() as folder:
+            finished = json.loads((Path(folder) / "rounds.json").read_text())["finished"]
+            if self.rank == 0:
+                shutil.copytree(folder, self.folder, dirs_exist_ok=True)
+        return int(finished)
+
+    # ------------------------------------------------------------------------ the test
+
+    def _finish(self) -> list[Result]:
+        """Chooses per arm on validation and reads the test set once, fits shared by workers."""
+        checkpoint = ray.train.get_checkpoint()
+        assert checkpoint is not None
+        with checkpoint.as_directory() as folder:
+            outcomes = _read_outcomes(Path(folder))
+            mine: dict[tuple[int | None, str, int], float] = {}
+            jobs = []
+            chosen: dict[int | None, dict[str, int]] = {}
+            for shots in dict.fromkeys(r.shots for r in self.cohort.rounds):
+                chosen[shots] = choose([o for _, o in outcomes if o.unit.shots == shots])
+            for number, at in enumerate(self.cohort.rounds):
+                jobs += [(number, at, arm, point) for arm, point in chosen[at.shots].items()]
+            test = self._all(self.cohort.test, self.recipe.target)
+            for number, at, arm, point in jobs[self.rank :: self.size]:
+                weights = Path(folder) / f"round{number:04d}-{arm}-{point}.safetensors"
+                unit = Unit(arm, point, at.seed, at.shots)
+                mine[at.shots, arm, at.seed] = self._test(unit, at, weights, test)
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, (mine, self._placement()))
+        accuracy_of = {key: value for part, _ in gathered for key, value in part.items()}
+        return [
+            Result(
+                shots,
+                [o for _, o in outcomes if o.unit.shots == shots],
+                points,
+                {(arm, seed): a for (k, arm, seed), a in accuracy_of.items() if k == shots},
+                [place for _, place in gathered],
+                sum(place["quarantined"] for _, place in gathered),
+            )
+            for shots, points in chosen.items()
+        ]
+
+    def _test(self, unit: Unit, at: Round, weights: Path, test: Sequence[Batch]) -> float:
+        """Test accuracy in percent of one chosen fit."""
+        fit = self._build(unit, at)
+        fit.learner.load_state_dict(load_file(weights), strict=False)
+        fit.learner.eval()
+        target = self.recipe.target
+        with torch.no_grad():
+            if at.probe is None:
+                correct, labelled = accuracy(fit.learner, target, test)
+                return 100.0 * correct / labelled
+            parts = (self._all(at.probe, target), self._all(at.val, target), test)
+            return probe_test_accuracy(fit.learner, target, parts, self.recipe.probe.C)
+
+    def _placement(self) -> dict[str, Any]:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        assert self.feed is not None
+        return {
+            "rank": self.rank,
+            "node": ray.util.get_node_ip_address(),
+            "device": name,
+            "threads": torch.get_num_threads(),
+            "wait_seconds": self.feed.wait_seconds(),
+            "quarantined": self.feed.quarantined(),
+        }
+
+
+def target_path(weights: dict[str, torch.Tensor], target: str) -> dict[str, torch.Tensor]:
+    """The weights that inference on the target needs: its stem, the trunk, the head, its scale."""
+    own = (f"stems.{target}.", f"decoders.{target}.", "trunk.", "classifier.")
+    scale = f"logit_scales.{target}"
+    return {k: v.contiguous() for k, v in weights.items() if k.startswith(own) or k == scale}
+
+
+def _read_outcomes(folder: Path) -> list[tuple[str, Outcome]]:
+    out = []
+    for path in sorted(folder.glob("round*.json")):
+        if path.name == "rounds.json":
+            continue
+        raw = json.loads(path.read_text())
+        raw["unit"] = Unit(**raw["unit"])
+        out.append((path.stem, Outcome(**raw)))
+    return out

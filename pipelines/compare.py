@@ -1,0 +1,184 @@
+"""The main job: does unpaired data of other modalities make the target model better?
+
+    uml compare shapes
+    uml compare digits data_root=path/to/digits shots=4 seeds=[0,1,2]
+    python -m pipelines.compare my-recipe.yaml --out runs/mine
+
+Trains the target-only baselines, UML and the permuted control on the same target samples for the
+same number of target steps, chooses hyper-parameters per arm on validation from grids of equal
+size, reads the test set once, and reports paired gains over seeds with 95 % intervals.
+
+One worker group serves the whole comparison. All fits of one seed train in lockstep on the same
+stream, so data is read and decoded once for all arms, and the arms are paired batch by batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pipelines import cli, plots, provenance, terminal
+from pipelines.cohort import Cohort, Result, run_cohort, steps_of
+from pipelines.data import (
+    Data,
+    make_round,
+    num_classes,
+    open_data,
+    resolved,
+    rounds_of,
+    sample_inputs,
+    write_json,
+)
+from pipelines.dry_run import describe
+from pipelines.report import write_report
+from pipelines.runtime import ray_session
+from pipelines.samples import save_samples
+from pipelines.tracking import PARENT, Tracker
+from uml_core.arms import applicable, control_description
+from uml_core.comparison import conclude, curves
+from uml_core.recipe import Recipe
+
+TAKES_RECIPE = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own arguments."""
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the comparison in --out after a stop"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the comparison; returns the exit code."""
+    began = time.monotonic()
+    recipe = cli.load_recipe(args)
+    arms = applicable(recipe)
+    out = cli.out_folder(args, recipe.name, resume=args.resume)
+    data = open_data(recipe)
+    recipe = resolved(recipe, data)
+    if args.dry_run:
+        print(describe(recipe, data, arms))
+        return 0
+    make_all_rounds(recipe, data, None)  # too few samples anywhere is an error before the start
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    for warning in data.warnings:
+        terminal.note(warning)
+    cohort = Cohort(
+        recipe=recipe,
+        modalities=data.modalities,
+        num_classes=num_classes(recipe, data),
+        rounds=make_all_rounds(recipe, data, out / "subsets"),
+        arms=arms,
+        test=data.test[recipe.target],
+        out=str(out),
+    )
+    with ray_session(recipe.train.workers, len(recipe.active)):
+        environment = provenance.environment(
+            data=provenance.data_facts(data.indices()),
+            placement={},
+            guards=data.guards,
+            quarantined=0,
+        )
+        with Tracker.open(out, recipe.name) as tracker:
+            _start_tracking(tracker, recipe, environment)
+            with terminal.Progress(
+                f"{recipe.name}: {len(cohort.rounds)} rounds x {len(cohort.units(0))} fits",
+                steps_of(cohort),
+            ) as progress:
+                results = run_cohort(cohort, progress)
+            answer = _summarise(recipe, results)
+            answer["wall_seconds"] = round(time.monotonic() - began, 1)
+            _write(out, recipe, data, results, answer, environment)
+            _track(tracker, out, recipe, results, answer)
+            where = tracker.where
+    if args.json:
+        print(json.dumps(answer))
+        return 0
+    terminal.print_answer(answer)
+    terminal.print_paths(
+        {"report": out / "report.html", "numbers": out / "compare.json", "MLflow": where}
+    )
+    return 0
+
+
+def make_all_rounds(recipe: Recipe, data: Data, folder: Path | None) -> list[Any]:
+    """Every round of the comparison, shots outermost."""
+    return [make_round(recipe, data, seed, shots, folder) for shots, seed in rounds_of(recipe)]
+
+
+# --------------------------------------------------------------------------------- results
+
+
+def _summarise(recipe: Recipe, results: list[Result]) -> dict[str, Any]:
+    control = control_description(recipe)
+    entries = [conclude(recipe, r.shots, r.outcomes, r.chosen, r.test, control) for r in results]
+    if isinstance(recipe.shots, list):
+        return {"target": recipe.target, "shots": recipe.shots, "results": entries}
+    return entries[0]
+
+
+def _write(
+    out: Path,
+    recipe: Recipe,
+    data: Data,
+    results: list[Result],
+    answer: dict[str, Any],
+    environment: dict[str, Any],
+) -> None:
+    """All files of a finished comparison."""
+    traces = [{"shots": r.shots, "arms": curves(recipe, r.outcomes, r.chosen)} for r in results]
+    many = isinstance(recipe.shots, list)
+    write_json(out / "curves.json", {"results": traces} if many else traces[0])
+    placement = results[0].placement
+    environment = {
+        **environment,
+        "placement": {"workers": placement},
+        "quarantined": results[0].quarantined,
+    }
+    write_json(out / "environment.json", environment)
+    save_samples(out, sample_inputs(recipe, data))
+    write_json(out / "compare.json", answer)
+    plots.save_comparison(answer, out / "compare.png")
+    write_report(out)
+
+
+# -------------------------------------------------------------------------------- tracking
+
+
+def _start_tracking(tracker: Tracker, recipe: Recipe, environment: dict[str, Any]) -> None:
+    tracker.start(PARENT, recipe.name, params=recipe.to_dict(), tags=provenance.tags(environment))
+
+
+def _track(
+    tracker: Tracker, out: Path, recipe: Recipe, results: list[Result], answer: dict[str, Any]
+) -> None:
+    """Nested runs for every chosen arm and seed, and the artifacts of the whole."""
+    entries = answer.get("results", [answer])
+    for result, entry in zip(results, entries, strict=True):
+        traces = curves(recipe, result.outcomes, result.chosen)
+        for arm, numbers in entry["arms"].items():
+            for i, seed in enumerate(recipe.seeds):
+                key = f"{arm}-shots{result.shots}-seed{seed}"
+                tags = {"arm": arm, "seed": str(seed), "shots": str(result.shots)}
+                tracker.start(key, f"{arm} seed {seed}", params=numbers["chosen"], tags=tags)
+                values = traces[arm]["val_accuracy"][i]
+                steps = traces[arm]["steps"][: len(values)]
+                tracker.log_series(key, "val_accuracy", steps, values)
+                tracker.log_metrics(key, {"test_accuracy": numbers["test_accuracy"][i]}, 0)
+                tracker.end(key)
+        for name in ("gain", "control_gain", "gain_over_control"):
+            at = result.shots or 0
+            tracker.log_metrics(PARENT, {name: entry[name]["mean"]}, at)
+    for name in ("recipe.yaml", "compare.json", "compare.png", "report.html", "curves.json"):
+        tracker.log_artifact(PARENT, out / name)
+    if (out / "model").exists():
+        tracker.log_artifact(PARENT, out / "model")
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.main(["compare", *sys.argv[1:]]))

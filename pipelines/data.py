@@ -1,0 +1,275 @@
+"""A recipe's data, opened and checked in full before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines import guards
+from pipelines.streams.shards import Index, load_index, read_rows, subset, write_subset
+from uml_core.errors import UserError
+from uml_core.modalities import Modality
+from uml_core.modalities.base import BadSample
+from uml_core.probes import few_shot_split
+from uml_core.recipe import Recipe
+
+SUBSET_BYTES = 256 << 20  # a subset up to this size gets a shard of its own
+
+
+@dataclass(frozen=True)
+class Data:
+    """The open data of a recipe: indices per modality and split, and what the guards found.
+
+    classes     names in label order
+    modalities  active modalities with the input sizes that only the data tells
+    train       every active modality; val and test: those that name such shards
+    guards      counts for reports; `warnings` holds what a person should read
+    """
+
+    classes: tuple[str, ...]
+    modalities: dict[str, Modality]
+    train: dict[str, Index]
+    val: dict[str, Index]
+    test: dict[str, Index]
+    guards: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+
+    def indices(self) -> dict[str, list[Index]]:
+        """Every index by the name of its modality and split."""
+        splits = {"train": self.train, "val": self.val, "test": self.test}
+        return {f"{m} ({s})": [i] for s, by in splits.items() for m, i in by.items()}
+
+
+@dataclass(frozen=True)
+class Round:
+    """What the fits of one (shots, seed) train on and are validated by.
+
+    train  modality -> rows that training steps stream
+    val    validation rows of the target, never trained on
+    probe  labelled target rows that a linear probe may use (self-supervised setting)
+    """
+
+    seed: int
+    shots: int | None
+    train: dict[str, Index]
+    val: Index
+    probe: Index | None = None
+
+
+def open_data(recipe: Recipe) -> Data:
+    """Opens and checks all shards of the active modalities; raises UserError with every problem.
+
+    Embedded worlds are generated on first use.
+    """
+    if recipe.world is not None:
+        from pipelines.prepare import ensure_world
+
+        ensure_world(recipe.world, Path(recipe.data_root))
+    problems: list[str] = []
+    splits: dict[str, dict[str, Index]] = {"train": {}, "val": {}, "test": {}}
+    for name in recipe.active:
+        for split in splits:
+            index = _open_split(recipe, name, split, problems)
+            if index is not None:
+                splits[split][name] = index
+    if problems:
+        raise UserError(problems)
+    classes = _classes(splits, problems)
+    modalities = {}
+    for name in recipe.active:
+        modality = _with_input(recipe, name, splits["train"][name], problems)
+        if modality is not None:
+            modalities[name] = modality
+    _check_labels(recipe, splits, classes, problems)
+    found, report = guards.check(
+        splits["train"],
+        splits["test"],
+        target=recipe.target,
+        allow_overlap=recipe.allow_overlap,
+        val=splits["val"],
+    )
+    problems += found
+    if problems:
+        raise UserError(problems)
+    return Data(
+        classes,
+        modalities,
+        splits["train"],
+        splits["val"],
+        splits["test"],
+        report,
+        tuple(report.get("warnings", ())),
+    )
+
+
+def _open_split(recipe: Recipe, name: str, split: str, problems: list[str]) -> Index | None:
+    spec = recipe.modalities[name]
+    pattern = getattr(spec, split)
+    if pattern is None:
+        if split == "test" and name == recipe.target:
+            problems.append(f"modalities.{name}.test: the target needs test shards")
+        return None
+    try:
+        return load_index(pattern, recipe.data_root, spec.kind)
+    except UserError as error:
+        problems += [f"modalities.{name}.{split}: {problem}" for problem in error.problems]
+        return None
+
+
+def _classes(splits: dict[str, dict[str, Index]], problems: list[str]) -> tuple[str, ...]:
+    """The one class list; without any classes.json, the labels themselves."""
+    lists = {
+        f"{name} ({split})": index.classes
+        for split, indices in splits.items()
+        for name, index in indices.items()
+        if index.classes is not None
+    }
+    try:
+        guards.check_classes(lists)
+    except UserError as error:
+        problems += error.problems
+    if lists:
+        return next(iter(lists.values()))
+    indices = [index for split in splits.values() for index in split.values()]
+    top = max(int(index.labels.max(initial=-1)) for index in indices)
+    return tuple(str(k) for k in range(top + 1))
+
+
+def _with_input(recipe: Recipe, name: str, index: Index, problems: list[str]) -> Modality | None:
+    """The modality with its input sizes read off the first decodable sample."""
+    modality = recipe.modalities[name].build()
+    cause = ""
+    for row in range(min(20, len(index))):
+        try:
+            item = modality.decode(read_rows(index, [row])[0], index.suffixes[row])
+            modality = modality.with_input(item)
+            found = modality.check(
+                modality.options,
+                setting=recipe.setting,
+                width=recipe.model.width,
+                heads=recipe.model.heads,
+            )
+            problems += [f"modalities.{name}: {problem}" for problem in found]
+            return modality
+        except BadSample as error:
+            cause = str(error)
+        except UserError as error:
+            problems += [f"modalities.{name}: {problem}" for problem in error.problems]
+            return None
+    problems.append(f"modalities.{name}: none of its first samples can be decoded: {cause}")
+    return None
+
+
+def _check_labels(
+    recipe: Recipe,
+    splits: dict[str, dict[str, Index]],
+    classes: tuple[str, ...],
+    problems: list[str],
+) -> None:
+    for split, indices in splits.items():
+        for name, index in indices.items():
+            problems += guards.check_labels(index, len(classes), f"modalities.{name}.{split}")
+            needs_labels = name == recipe.target or recipe.setting == "supervised"
+            if needs_labels and (index.labels < 0).all():
+                problems.append(
+                    f"modalities.{name}.{split}: no sample has a label, but the "
+                    f"{recipe.setting} setting needs them here (<key>.cls or `label` in <key>.json)"
+                )
+
+
+# ---------------------------------------------------------------------------------- rounds
+
+
+def make_round(
+    recipe: Recipe, data: Data, seed: int, shots: int | None, folder: Path | None = None
+) -> Round:
+    """Draws the rows of one (shots, seed); small target subsets become a shard in `folder`.
+
+    Raises UserError naming every class with too few samples.
+    """
+    target = data.train[recipe.target]
+    own_val = data.val.get(recipe.target)
+    train_rows, val_rows = few_shot_split(
+        target.labels, shots, seed, 0 if own_val is not None else None, data.classes
+    )
+    val = own_val if own_val is not None else subset(target, val_rows)
+    streams = {name: _auxiliary(recipe, data, name, seed) for name in recipe.active[1:]}
+    if recipe.setting == "self_supervised":
+        # Self-supervised steps need no labels: every target row outside validation is theirs.
+        rest = np.setdiff1d(np.arange(len(target)), val_rows)
+        probe = subset(target, _labelled(recipe, target, train_rows, seed))
+        return Round(seed, shots, {recipe.target: subset(target, rest), **streams}, val, probe)
+    picked = subset(target, train_rows)
+    if folder is not None and shots is not None and int(picked.sizes.sum()) <= SUBSET_BYTES:
+        path = folder / f"{recipe.target}-{shots}shot-seed{seed}-000000.tar"
+        picked = write_subset(target, train_rows, str(path))
+    return Round(seed, shots, {recipe.target: picked, **streams}, val)
+
+
+def _auxiliary(recipe: Recipe, data: Data, name: str, seed: int) -> Index:
+    index, shots = data.train[name], recipe.modalities[name].shots
+    if shots is None:
+        return index
+    rows, _ = few_shot_split(index.labels, shots, seed, 0, data.classes)
+    return subset(index, rows)
+
+
+def _labelled(recipe: Recipe, target: Index, train_rows: np.ndarray, seed: int) -> np.ndarray:
+    """Rows whose labels the probe may see: `shots` per class, or a share of each class."""
+    fraction = recipe.probe.label_fraction
+    if fraction is None:
+        return train_rows
+    rng = np.random.default_rng([seed, 0x1ABE1])
+    labels = target.labels[train_rows]
+    kept = []
+    for c in np.unique(labels):
+        rows = train_rows[labels == c]
+        kept.append(rng.permutation(rows)[: max(1, round(fraction * len(rows)))])
+    return np.sort(np.concatenate(kept))
+
+
+def rounds_of(recipe: Recipe) -> Iterator[tuple[int | None, int]]:
+    """Every (shots, seed) of a recipe, shots outermost."""
+    shots = recipe.shots if isinstance(recipe.shots, list) else [recipe.shots]
+    for k in shots:
+        for seed in recipe.seeds:
+            yield k, seed
+
+
+def num_classes(recipe: Recipe, data: Data) -> int | None:
+    """C of the shared classifier, None in the self-supervised setting."""
+    return len(data.classes) if recipe.setting == "supervised" else None
+
+
+def resolved(recipe: Recipe, data: Data) -> Recipe:
+    """The recipe with the input sizes filled in that the data told."""
+    specs = {
+        name: dataclasses.replace(spec, options=data.modalities[name].options)
+        if name in data.modalities
+        else spec
+        for name, spec in recipe.modalities.items()
+    }
+    return dataclasses.replace(recipe, modalities=specs)
+
+
+def sample_inputs(recipe: Recipe, data: Data) -> dict[str, list[tuple[bytes, str, str]]]:
+    """A few training samples per modality for the report: (bytes, suffix, class name)."""
+    out = {}
+    for name in recipe.active:
+        index = data.train[name]
+        rows = range(min(6, len(index)))
+        names = [data.classes[k] if (k := int(index.labels[row])) >= 0 else "" for row in rows]
+        suffixes = [index.suffixes[row] for row in rows]
+        out[name] = list(zip(read_rows(index, rows), suffixes, names, strict=True))
+    return out
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a result file."""
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")

@@ -1,0 +1,111 @@
+"""One rank's batches of every modality: one Ray Data execution per modality for the whole job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.streams.plan import Plan
+from pipelines.streams.quarantine import Quarantine
+from pipelines.streams.reader import BatchStream, DecodedCache, load_all
+from pipelines.streams.shards import Index, subset
+from pipelines.streams.source import Segment, ray_dataset, ray_tables
+from uml_core.modalities import Modality
+from uml_core.modalities.base import Batch
+
+CACHE_BYTES = 128 << 20  # decoded samples kept per modality where they repeat unchanged
+EVALUATION_BYTES = 4 << 30  # decoded evaluation sets stay in memory up to this size
+
+
+class Feed:
+    """Streams the rounds of a job, in order, without a pause between them.
+
+    rounds    modality -> rows, for each round
+    seeds     of each round
+    batches   modality -> batches one round takes
+    part      (rank, ranks) of the global batches that this feed yields
+    start     (first round, modality -> batches of it already consumed): the cursor of a resume
+    """
+
+    def __init__(
+        self,
+        modalities: Mapping[str, Modality],
+        rounds: Sequence[Mapping[str, Index]],
+        *,
+        seeds: Sequence[int],
+        batches: Mapping[str, int],
+        batch_size: int,
+        part: tuple[int, int],
+        start: tuple[int, Mapping[str, int]],
+        budget: float,
+        out: Path,
+        decode_threads: int = 1,
+    ) -> None:
+        first, cursor = start
+        self._first = self._round = first
+        self._streams: dict[str, BatchStream] = {}
+        self._quarantines: dict[str, Quarantine] = {}
+        for name, modality in modalities.items():
+            segments = [
+                Segment(
+                    at[name],
+                    Plan(len(at[name]), batch_size, seed, name),
+                    skip := cursor.get(name, 0) if number == 0 else 0,
+                    batches[name] - skip,
+                )
+                for number, (at, seed) in enumerate(zip(rounds[first:], seeds[first:], strict=True))
+            ]
+            segments = [segment for segment in segments if segment.count > 0]
+            if not segments:
+                continue
+            rows = max(len(segment.index) for segment in segments)
+            self._quarantines[name] = Quarantine(
+                out / "quarantine.jsonl", budget, modality=name, rows=rows
+            )
+            self._streams[name] = BatchStream(
+                ray_tables(ray_dataset(segments, *part)),
+                segments,
+                modality,
+                rank=part[0],
+                world=part[1],
+                decode_threads=decode_threads,
+                quarantine=self._quarantines[name],
+                cache=DecodedCache(CACHE_BYTES),
+            )
+
+    def enter(self, number: int) -> None:
+        """Round `number` begins: what is left of earlier rounds is passed over."""
+        self._round = number
+
+    def next(self, name: str) -> tuple[int, Batch]:
+        """(number, batch): the next batch of a modality in the current round."""
+        while True:
+            item = next(self._streams[name])
+            if item.segment + self._first >= self._round:
+                return item.number, item.batch
+
+    def wait_seconds(self) -> dict[str, float]:
+        """Time that next() took per modality: what training waited for data."""
+        return {name: round(s.wait_seconds, 3) for name, s in self._streams.items()}
+
+    def quarantined(self) -> int:
+        """Samples found bad so far."""
+        return sum(len(q) for q in self._quarantines.values())
+
+    def close(self) -> None:
+        """Ends all streams."""
+        for stream in self._streams.values():
+            stream.close()
+
+
+def load_batches(index: Index, modality: Modality, part: tuple[int, int] = (0, 1)) -> list[Batch]:
+    """An evaluation set, or a rank's part of it, decoded in memory without augmentation."""
+    rank, ranks = part
+    if ranks > 1:
+        rows = np.arange(rank * len(index) // ranks, (rank + 1) * len(index) // ranks)
+        if not len(rows):
+            return []
+        index = subset(index, rows)
+    return load_all(index, modality, EVALUATION_BYTES)

@@ -1,0 +1,386 @@
+"""One run: the recipe's learner, data-parallel over its workers.
+
+    uml train shapes --out runs/one
+    uml train shapes --out runs/one --resume      continues from the last checkpoint
+    uml train shapes trace=true train.workers=1 modalities.text.ratio=0.5
+
+Leaves in --out: checkpoint/ (the best weights by validation), metrics.json, recipe.yaml.
+With trace=true each rank writes trace/rank-<r>.jsonl: {"step", "modality", "keys"}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from safetensors.torch import save_file
+
+from pipelines import cli, provenance, terminal
+from pipelines.board import Board, Listener, Reporter
+from pipelines.data import (
+    Data,
+    Round,
+    make_round,
+    num_classes,
+    open_data,
+    resolved,
+    rounds_of,
+    sample_inputs,
+    write_json,
+)
+from pipelines.dry_run import describe
+from pipelines.feed import Feed, load_batches
+from pipelines.jobs import limit_threads, run_workers
+from pipelines.report import write_report
+from pipelines.runtime import ray_session
+from pipelines.samples import save_samples
+from pipelines.streams.shards import Index
+from pipelines.tracking import PARENT, Tracker
+from uml_core.arms import build_fit, head_source
+from uml_core.errors import RunError, UserError
+from uml_core.evaluation import Evaluate, classifier_accuracy, probe_accuracy, probe_test_accuracy
+from uml_core.loop import DataParallel, Fit, OneProcess, World, train
+from uml_core.modalities import Modality
+from uml_core.modalities.base import Batch
+from uml_core.recipe import Recipe
+
+TAKES_RECIPE = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's own arguments."""
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the run in --out from its last checkpoint"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains; returns the exit code."""
+    began = time.monotonic()
+    recipe = cli.load_recipe(args)
+    (shots, seed), *others = rounds_of(recipe)
+    if len({k for k, _ in others} | {shots}) > 1:
+        raise UserError("train makes one run: give one number of shots (compare takes a list)")
+    out = cli.out_folder(args, recipe.name, resume=args.resume)
+    data = open_data(recipe)
+    recipe = resolved(recipe, data)
+    if args.dry_run:
+        print(describe(recipe, data))
+        return 0
+    make_round(recipe, data, seed, shots)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    job = Job(
+        recipe,
+        data.modalities,
+        num_classes(recipe, data),
+        make_round(recipe, data, seed, shots, out / "subsets"),
+        data.test[recipe.target],
+        str(out),
+    )
+    with ray_session(recipe.train.workers, len(recipe.active)):
+        environment = provenance.environment(
+            data=provenance.data_facts(data.indices()),
+            placement={},
+            guards=data.guards,
+            quarantined=0,
+        )
+        with Tracker.open(out, recipe.name) as tracker:
+            tracker.start(
+                PARENT, recipe.name, params=recipe.to_dict(), tags=provenance.tags(environment)
+            )
+            metrics = _train(job, tracker)
+            metrics["wall_seconds"] = round(time.monotonic() - began, 1)
+            _write(out, job, data, metrics, environment)
+            for name in ("recipe.yaml", "metrics.json", "report.html"):
+                tracker.log_artifact(PARENT, out / name)
+            tracker.log_artifact(PARENT, out / "checkpoint")
+            where = tracker.where
+    return _tell(args, out, metrics, where)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything the workers of one run need."""
+
+    recipe: Recipe
+    modalities: dict[str, Modality]
+    num_classes: int | None
+    round: Round
+    test: Index
+    out: str
+
+
+def _train(job: Job, tracker: Tracker) -> dict[str, Any]:
+    """Runs the workers, with progress and live metrics."""
+    board = Board.remote()
+    spec = job.recipe.train
+
+    def track(event: dict[str, Any]) -> None:
+        tracker.log_metrics(PARENT, event["metrics"], event["step"])
+
+    with (
+        terminal.Progress(job.recipe.name, job.recipe.schedule().total, "steps") as progress,
+        Listener(board, lambda done: progress.update(round(done / spec.workers)), track),
+    ):
+        config = {"job": ray.put(job), "board": board}
+        metrics = run_workers(worker, config, spec, Path(job.out))
+    if "failed" in metrics:
+        raise RunError(metrics["failed"])
+    return metrics
+
+
+def _write(
+    out: Path, job: Job, data: Data, metrics: dict[str, Any], environment: dict[str, Any]
+) -> None:
+    """All files of a finished run."""
+    environment["placement"] = {"workers": metrics.pop("placement")}
+    environment["quarantined"] = metrics["quarantined"]
+    write_json(out / "environment.json", environment)
+    history = metrics.pop("history")
+    names = list(job.recipe.active)
+    curve = {
+        "steps": history["steps"],
+        "val_accuracy": [history["val_accuracy"]],
+        "loss": {name: [[at.get(name) for at in history["losses"]]] for name in names},
+    }
+    write_json(out / "curves.json", {"arms": {"uml" if len(names) > 1 else "unimodal": curve}})
+    write_json(out / "metrics.json", metrics)
+    save_samples(out, sample_inputs(job.recipe, data))
+    write_report(out)
+
+
+def _tell(args: argparse.Namespace, out: Path, metrics: dict[str, Any], where: str) -> int:
+    if args.json:
+        print(json.dumps(metrics))
+        return 0
+    print(
+        f"test accuracy of {metrics['target']}: {metrics['test_accuracy']:.2f} % "
+        f"(validation {metrics['val_accuracy']:.2f} % at step {metrics['best_step']})"
+    )
+    terminal.print_paths(
+        {"checkpoint": out / "checkpoint", "report": out / "report.html", "MLflow": where}
+    )
+    return 0
+
+
+# ------------------------------------------------------------------------------ the worker
+
+
+def worker(config: dict[str, Any]) -> dict[str, Any]:
+    """`train_loop_per_worker`: streams -> loop -> checkpoints; rank 0 returns the metrics."""
+    rank = ray.train.get_context().get_world_rank()
+    member = Member(ray.get(config["job"]), Reporter(config["board"], rank))
+    try:
+        return member.run()
+    except (UserError, RunError) as error:
+        # Restarting the group would only meet the same error again.
+        return {"failed": str(error)}
+    finally:
+        member.close()
+
+
+class Member:
+    """One worker of a data-parallel run."""
+
+    def __init__(self, job: Job, reporter: Reporter) -> None:
+        context = ray.train.get_context()
+        self.job, self.recipe, self.reporter = job, job.recipe, reporter
+        self.rank, self.size = context.get_world_rank(), context.get_world_size()
+        self.part = (self.rank, self.size)
+        self.device = ray.train.torch.get_device()
+        if self.device.type == "cpu":
+            limit_threads(context.get_local_world_size())
+        world: World = DataParallel() if self.size > 1 else OneProcess()
+        arm = "uml" if len(self.recipe.active) > 1 else "unimodal"
+        if arm == "uml" and self.recipe.model.head_init != "random":
+            assert head_source(self.recipe) is not None
+            arm = "uml_init"
+        self.fit: Fit = build_fit(
+            self.recipe,
+            arm,
+            job.round.seed,
+            {},
+            job.modalities,
+            num_classes=job.num_classes,
+            head_batches=lambda name: self._all(job.round.train[name], name),
+            device=self.device,
+            world=world,
+        )
+        self.cursor: dict[str, int] = dict.fromkeys(self.recipe.active, 0)
+        self.step = self._restore()
+        self.trace = Trace(Path(job.out), self.part, self.step) if self.recipe.trace else None
+        schedule = self.recipe.schedule()
+        self.feed = Feed(
+            job.modalities,
+            [job.round.train],
+            seeds=[job.round.seed],
+            batches=schedule.consumed(schedule.total),
+            batch_size=self.recipe.train.batch_size,
+            part=self.part,
+            start=(0, self.cursor),
+            budget=self.recipe.quarantine_budget,
+            out=Path(job.out),
+        )
+
+    def close(self) -> None:
+        """Ends the streams."""
+        self.feed.close()
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the end and evaluates the best weights once on the test set."""
+        train(
+            [self.fit],
+            self._next,
+            self.recipe.schedule(),
+            evaluate=self._evaluation(),
+            start=self.step,
+            checkpoint=self._checkpoint,
+            progress=self._progress,
+        )
+        self.fit.restore_best()
+        if self.rank == 0:
+            self._save_best()
+        fit = self.fit
+        return {
+            "target": self.recipe.target,
+            "shots": self.job.round.shots,
+            "seed": self.job.round.seed,
+            "test_accuracy": self._test(),
+            "val_accuracy": fit.best_accuracy,
+            "best_step": fit.best_step,
+            "steps": self.recipe.schedule().total,
+            "skipped_updates": fit.skipped,
+            "history": fit.history,
+            "quarantined": self.feed.quarantined(),
+            "placement": [self._placement()],
+        }
+
+    def _next(self, name: str) -> tuple[int, Batch]:
+        number, batch = self.feed.next(name)
+        self.cursor[name] = number + 1
+        if self.trace is not None:
+            self.trace.write(self.step, name, batch.keys)
+        return number, batch
+
+    def _progress(self, done: int) -> None:
+        self.step = done
+        self.reporter.tick(done)
+
+    # ---------------------------------------------------------------------- evaluation
+
+    def _evaluation(self) -> Evaluate:
+        target, at = self.recipe.target, self.job.round
+        if at.probe is None:
+            inner = classifier_accuracy(target, self._all(at.val, target, self.part))
+        else:
+            parts = (self._all(at.probe, target), self._all(at.val, target))
+            inner = probe_accuracy(target, *parts, self.recipe.probe.C)
+
+        def evaluate(fit: Fit) -> float:
+            accuracy = inner(fit)
+            if self.rank == 0:
+                step = self.step + 1
+                self.reporter.post(step=step, metrics={"val_accuracy": accuracy})
+            return accuracy
+
+        return evaluate
+
+    def _test(self) -> float:
+        target, at = self.recipe.target, self.job.round
+        self.fit.learner.eval()
+        with torch.no_grad():
+            if at.probe is None:
+                test = self._all(self.job.test, target, self.part)
+                return classifier_accuracy(target, test)(self.fit)
+            parts = (
+                self._all(at.probe, target),
+                self._all(at.val, target),
+                self._all(self.job.test, target),
+            )
+            return probe_test_accuracy(self.fit.learner, target, parts, self.recipe.probe.C)
+
+    def _all(self, index: Index, name: str, part: tuple[int, int] = (0, 1)) -> list[Batch]:
+        return load_batches(index, self.job.modalities[name], part)
+
+    # --------------------------------------------------------------------- checkpoints
+
+    def _checkpoint(self, done: int) -> None:
+        """Weights, optimiser, best weights, history and the data cursor, through Ray Train."""
+        checkpoint = None
+        metrics: dict[str, Any] = {"step": done, "val_accuracy": self.fit.best_accuracy}
+        with tempfile.TemporaryDirectory(prefix="uml-checkpoint-") as folder:
+            if self.rank == 0:
+                torch.save(self.fit.state_dict(), Path(folder) / "state.pt")
+                position = {"step": done, "cursor": self.cursor}
+                (Path(folder) / "cursor.json").write_text(json.dumps(position))
+                checkpoint = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=checkpoint)
+
+    def _restore(self) -> int:
+        """Takes up the last checkpoint, if there is one; returns the step to go on from."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return 0
+        with checkpoint.as_directory() as folder:
+            state = torch.load(
+                Path(folder) / "state.pt", map_location=self.device, weights_only=True
+            )
+            position = json.loads((Path(folder) / "cursor.json").read_text())
+        self.fit.load_state_dict(state)
+        self.cursor = position["cursor"]
+        return int(position["step"])
+
+    def _save_best(self) -> None:
+        folder = Path(self.job.out) / "checkpoint"
+        folder.mkdir(exist_ok=True)
+        weights = {k: v.contiguous() for k, v in self.fit.learner.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+        (folder / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
+
+    def _placement(self) -> dict[str, Any]:
+        return {
+            "rank": self.rank,
+            "node": ray.util.get_node_ip_address(),
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "wait_seconds": self.feed.wait_seconds(),
+        }
+
+
+class Trace:
+    """The keys of every batch that went into the model, one line per (step, modality).
+
+    Steps after the checkpoint that a run resumes from did not go into the model: their lines are
+    dropped before new ones are appended, also those of ranks that no longer exist.
+    """
+
+    def __init__(self, out: Path, part: tuple[int, int], step: int) -> None:
+        rank, size = part
+        folder = out / "trace"
+        folder.mkdir(exist_ok=True)
+        for path in folder.glob("rank-*.jsonl"):
+            owner = int(path.stem.removeprefix("rank-"))
+            if owner == rank or (rank == 0 and owner >= size):
+                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+                kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] < step]
+                path.write_text("".join(kept), encoding="utf-8")
+        self._path = folder / f"rank-{rank}.jsonl"
+
+    def write(self, step: int, modality: str, keys: list[str]) -> None:
+        """Appends one line and flushes it."""
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "modality": modality, "keys": keys}) + "\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.main(["train", *sys.argv[1:]]))
