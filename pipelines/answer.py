@@ -14,15 +14,15 @@ Compare = Mapping[str, Any]
 
 ARM_NAMES = {
     "unimodal": "target only",
-    "unimodal_direct": "target only, no projection",
+    "unimodal_direct": "target only, direct",
     "uml": "UML",
     "uml_init": "UML, class-mean head",
     "uml_permuted": "control, permuted",
 }
 GAINS = {
     "gain": "UML − target only",
-    "control_gain": "control − target only",
     "gain_over_control": "UML − control",
+    "control_gain": "control − target only",
 }
 _THINGS = {
     "image": "images",
@@ -91,6 +91,18 @@ def is_shown(compare: Compare) -> bool:
     return gain_shown(*(Gain.from_json(compare[k]) for k in ("gain", "gain_over_control")))
 
 
+def verdict(compare: Compare) -> str:
+    """The answer in a few words."""
+    entries = results(compare)
+    shown = [entry for entry in entries if is_shown(entry)]
+    if not shown:
+        return "No gain shown"
+    if len(shown) == len(entries):
+        return "Gain shown"
+    rest = [entry for entry in entries if entry not in shown]
+    return f"Gain shown at {_listed(_shots(shown))}, not at {_listed(_shots(rest))}"
+
+
 def question(compare: Compare) -> str:
     """What the comparison asks."""
     entries = results(compare)
@@ -145,7 +157,7 @@ def _many(entries: Sequence[Compare]) -> str:
             "labelled samples per class."
         )
     gains = [Gain.from_json(entry["gain"]).mean for entry in shown]
-    low, high = number(min(gains)), number(max(gains))
+    low, high = number(min(gains), sign=False), number(max(gains), sign=False)
     size = f"by {low} points" if len(shown) == 1 else f"by {low} to {high} points"
     text = (
         f"Yes, unpaired {other} makes the {target} model better {size} at "

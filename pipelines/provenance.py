@@ -109,8 +109,8 @@ def data_facts(indices: Mapping[str, Iterable[HasShards]]) -> dict[str, dict[str
     indices: modality -> its indices. Returns {modality: {"samples", "shards", "sha256"}}.
     """
     facts = {}
-    for modality, of_splits in indices.items():
-        shards = [shard for index in of_splits for shard in index.shards]
+    for modality, parts in indices.items():
+        shards = [shard for index in parts for shard in index.shards]
         facts[modality] = {
             "samples": sum(len(shard.keys) for shard in shards),
             "shards": len(shards),
@@ -132,7 +132,11 @@ def environment(
     quarantined: int,
     **more: Any,
 ) -> dict[str, Any]:
-    """The content of environment.json; `more` holds optional parts such as ``forecast``."""
+    """The content of environment.json.
+
+    data: as from `data_facts`. placement: {"workers": [{"rank", "device", ...}]}. guards: what
+    `pipelines.guards.check` reports. `more` holds optional parts such as ``forecast``.
+    """
     return {
         "versions": versions(),
         "git": git_state(),

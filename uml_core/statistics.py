@@ -43,7 +43,7 @@ class Gain:
         return self.ci95 is not None and self.ci95[0] > 0
 
 
-def mean_interval(values: Sequence[float], level: float = 0.95) -> Gain:
+def mean_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Gain:
     """Mean of (n,) values with the two-sided t interval of n - 1 degrees of freedom.
 
     One value has no spread, hence no interval. Raises ValueError for none or non-finite values.

@@ -75,7 +75,7 @@ def test_nested_runs_hold_params_metrics_tags_and_artifacts(tmp_path, store_uri)
         tracker.start("uml/0", "uml, seed 0", params={"seed": 0}, tags={"arm": "uml"})
         for step in range(3):
             tracker.log_metrics("uml/0", {"loss": 1.0 / (step + 1), "a,b": 1.0}, step)
-        tracker.log_series("uml/0", "val", range(2500), [float(i) for i in range(2500)])
+        tracker.log_series("uml/0", "val", range(2500), map(float, range(2500)))
         tracker.log_artifact(PARENT, report, "reports")
     by_name = {run.info.run_name: run for run in runs_of(store_uri, "nested")}
     parent, child = by_name["compare"], by_name["uml, seed 0"]
