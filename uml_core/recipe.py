@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+import os.path
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from torch import nn
 
 from uml_core.errors import UserError, near
 from uml_core.modalities import KINDS, Modality
 from uml_core.schedule import Ratio, Schedule, Warmup
+from uml_core.typed import build, read_yaml
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class WarmupSpec:
-    """Steps on one modality alone at the start."""
+    """Steps on one modality alone at the start: exactly `steps` of them (uml_core/schedule.py)."""
 
     modality: str
     steps: int
@@ -128,7 +132,7 @@ class Recipe:
     modalities: dict[str, ModalitySpec]
     setting: Literal["supervised", "self_supervised"] = "supervised"
     shots: int | list[int] | None = None  # labelled target samples per class; null = all
-    data_root: str = "."
+    data_root: str | None = None  # folder or URI that relative paths of shards start from
     world: WorldSpec | None = None
     model: ModelSpec = field(default_factory=ModelSpec)
     train: TrainSpec = field(default_factory=TrainSpec)
@@ -146,8 +150,13 @@ class Recipe:
 
     @property
     def active(self) -> list[str]:
-        """The target and the auxiliaries whose ratio is not zero."""
-        used = [n for n in self.auxiliaries if self.modalities[n].ratio != 0]
+        """The target and the auxiliaries that the schedule takes at all."""
+        warmup = self.train.warmup and self.train.warmup.modality
+        used = [
+            name
+            for name in self.auxiliaries
+            if name == warmup or any(r > 0 for _, r in _pieces(self.modalities[name].ratio))
+        ]
         return [self.target, *used]
 
     def schedule(self) -> Schedule:
@@ -179,6 +188,12 @@ def as_ratio(value: float | Sequence[Sequence[float]]) -> Ratio:
     return tuple((int(step), float(ratio)) for step, ratio in value)
 
 
+def _pieces(ratio: float | Sequence[Sequence[float]]) -> list[tuple[int, float]]:
+    """A ratio as [(from step, value), ...], constant or not."""
+    ratio = as_ratio(ratio)
+    return list(ratio) if isinstance(ratio, tuple) else [(0, ratio)]
+
+
 def grid_points(spec: CompareSpec, auxiliary: bool) -> list[dict[str, float]]:
     """The hyper-parameter settings one arm tries; never empty."""
     axes = {**spec.grid, **(spec.auxiliary_grid if auxiliary else spec.unimodal_grid)}
@@ -196,47 +211,45 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds no recipe: expected a mapping, got {type(raw).__name__}")
     if "data_root" in raw:
         raw["data_root"] = _absolute(raw["data_root"], path.parent)
-    elif "world" in raw and isinstance(raw["world"], dict):
-        raw["data_root"] = _absolute(f"data/{raw['world'].get('name')}", Path.cwd())
-    else:
-        raw["data_root"] = str(path.parent.resolve())
     problems: list[str] = []
     for override in overrides:
         _merge(raw, override, problems)
+    if "data_root" not in raw:
+        world = raw.get("world")
+        name = world.get("name") if isinstance(world, dict) else None
+        raw["data_root"] = (
+            _absolute(f"data/{name}", Path.cwd()) if name else _absolute(".", path.parent)
+        )
     return from_dict(raw, problems)
 
 
 def from_dict(raw: Mapping[str, Any], problems: list[str] | None = None) -> Recipe:
-    """A recipe from plain types; raises UserError with every problem found."""
+    """A recipe from plain types; raises UserError with every problem found.
+
+    A field of a wrong type is reported and counts as left out, so that one call finds all.
+    """
     problems = list(problems or [])
-    raw = dict(raw)
     modalities = raw.get("modalities")
     if not isinstance(modalities, dict) or not modalities:
         problems.append("modalities: name at least one, e.g. image: {kind: image, train: ...}")
         modalities = {}
-    specs = {}
-    for name, spec in modalities.items():
-        if (built := _modality(str(name), spec, problems)) is not None:
-            specs[str(name)] = built
-    complete = len(specs) == len(modalities)
-    body = {k: v for k, v in raw.items() if k != "modalities"}
-    body["modalities"] = {}
-    recipe = _build(Recipe, body, "", problems)
-    if recipe is not None:
-        recipe = dataclasses.replace(recipe, modalities=specs)
-        _check(recipe, complete, problems)
+    specs = {str(name): _modality(str(name), spec, problems) for name, spec in modalities.items()}
+    known = {name: spec for name, spec in specs.items() if spec is not None}
+    blank = {"name": "", "target": "", "modalities": {}}
+    recipe = build(Recipe, {**raw, "modalities": {}}, "", problems, blank)
+    recipe = dataclasses.replace(recipe, modalities=known)
+    _check(recipe, specs, problems)
     if problems:
         raise UserError(problems)
-    assert recipe is not None
     return recipe
 
 
@@ -246,71 +259,21 @@ def _modality(name: str, spec: Any, problems: list[str]) -> ModalitySpec | None:
         problems.append(f"{where}: expected a mapping such as {{kind: image, train: ...}}")
         return None
     kind = spec.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         hint = near(str(kind), KINDS)
         problems.append(f"{where}.kind: '{kind}' is not one of {', '.join(KINDS)}{hint}")
         return None
     own = {f.name for f in dataclasses.fields(KINDS[kind].Options)}
     common = {f.name for f in dataclasses.fields(ModalitySpec)} - {"options"}
-    before = len(problems)
     for key in spec:
         if key not in own | common:
-            problems.append(f"{where}.{key}: unknown field{near(key, own | common)}")
-    options = _build(
-        KINDS[kind].Options, {k: v for k, v in spec.items() if k in own}, where, problems
-    )
-    built = _build(ModalitySpec, {k: v for k, v in spec.items() if k in common}, where, problems)
-    if len(problems) > before or built is None:
-        return None
+            hint = near(str(key), own | common)
+            problems.append(f"{where}.{key}: unknown field of kind {kind}{hint}")
+    options = {k: v for k, v in spec.items() if k in own}
+    body = {k: v for k, v in spec.items() if k in common}
+    built: ModalitySpec = build(ModalitySpec, body, where, problems, {"train": ""})
+    options = build(KINDS[kind].Options, options, where, problems)
     return dataclasses.replace(built, options=options)
-
-
-def _build(cls: type, body: dict[str, Any], where: str, problems: list[str]) -> Any:
-    """Validates types by pydantic after naming unknown fields at every level."""
-    prefix = f"{where}." if where else ""
-    before = len(problems)
-    _unknown(cls, body, prefix, problems)
-    try:
-        built = TypeAdapter(cls).validate_python(body)
-    except ValidationError as error:
-        for item in error.errors():
-            place = prefix + ".".join(str(p) for p in _field_path(item["loc"]))
-            got = "" if item["type"] == "missing" else f" (got {item['input']!r})"
-            line = f"{place}: {item['msg'][0].lower()}{item['msg'][1:]}{got}"
-            if line not in problems:
-                problems.append(line)
-        return None
-    return built if len(problems) == before else None
-
-
-def _field_path(loc: tuple[Any, ...]) -> list[Any]:
-    # pydantic appends the branch of a union ("int", "list[...]"); a reader wants the field only.
-    return [p for p in loc if isinstance(p, int) or (p.isidentifier() and p not in _TYPES)]
-
-
-_TYPES = {"int", "float", "str", "bool", "list", "dict", "none"}
-
-
-def _unknown(cls: type, body: Any, prefix: str, problems: list[str]) -> None:
-    if not isinstance(body, dict):
-        return
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for key, value in body.items():
-        if key not in fields:
-            problems.append(f"{prefix}{key}: unknown field{near(str(key), fields)}")
-        nested = _NESTED.get(key) if cls is Recipe else None
-        nested = WarmupSpec if cls is TrainSpec and key == "warmup" else nested
-        if nested is not None:
-            _unknown(nested, value, f"{prefix}{key}.", problems)
-
-
-_NESTED: dict[str, type] = {
-    "model": ModelSpec,
-    "train": TrainSpec,
-    "probe": ProbeSpec,
-    "compare": CompareSpec,
-    "world": WorldSpec,
-}
 
 
 def _merge(raw: dict[str, Any], override: str, problems: list[str]) -> None:
@@ -319,26 +282,28 @@ def _merge(raw: dict[str, Any], override: str, problems: list[str]) -> None:
         problems.append(f"'{override}': overrides are written key=value, e.g. train.lr=1e-3")
         return
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = read_yaml(text)
+    except ValueError:
         problems.append(f"'{override}': the value is not valid YAML")
         return
     if key == "data_root":
         value = _absolute(value, Path.cwd())
     *parents, last = key.split(".")
-    node: Any = raw
+    node = raw
     for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
+        group = {} if node.get(parent) is None else node[parent]
+        if not isinstance(group, dict):
             problems.append(f"'{override}': {parent} is not a group of fields")
             return
+        node[parent] = dict(group)  # a YAML alias may share it with another group
+        node = node[parent]
     node[last] = value
 
 
 def _absolute(path: Any, base: Path) -> Any:
-    if not isinstance(path, str) or "://" in path:
+    if not isinstance(path, str) or "://" in path:  # null and URIs stay; types are checked later
         return path
-    return str((base / Path(path).expanduser()).resolve())
+    return os.path.abspath(base / os.path.expanduser(path))
 
 
 def _plain(value: Any) -> Any:
@@ -352,81 +317,157 @@ def _plain(value: Any) -> Any:
 # --------------------------------------------------------------------------------- checking
 
 
-def _check(recipe: Recipe, complete: bool, problems: list[str]) -> None:
-    """What types cannot say. `complete`: whether every modality could be built."""
-    names = recipe.modalities
-    if complete and recipe.target not in names:
+_LEAST = {
+    "model.width": 1,
+    "model.depth": 0,
+    "model.heads": 1,
+    "model.ff": 1,
+    "model.max_positions": 1,
+    "train.steps": 1,
+    "train.batch_size": 1,
+    "train.weight_decay": 0,
+    "train.lr_warmup": 0,
+    "train.warmup.steps": 1,
+    "train.workers": 1,
+    "train.validate_every": 1,
+    "train.patience": 1,
+    "train.checkpoint_every": 1,
+    "train.max_failures": 0,
+    "world.train": 1,
+    "world.test": 1,
+}
+_ABOVE_ZERO = ("train.lr", "train.clip", "probe.label_fraction")
+_SHARES = (
+    "model.dropout",
+    "train.label_smoothing",
+    "probe.label_fraction",
+    "allow_overlap",
+    "quarantine_budget",
+)
+_NAME = re.compile(r"\w[\w .+-]*")  # of a recipe: it becomes a folder
+_KEY = re.compile(r"[A-Za-z_][\w-]*")  # of a modality: it becomes a key of state dicts
+
+
+def _check(recipe: Recipe, names: Collection[str], problems: list[str]) -> None:
+    """What types cannot say. `names`: all modalities, also those that could not be built."""
+    wrong = {problem.partition(":")[0] for problem in problems}
+    if "name" not in wrong and not _NAME.fullmatch(recipe.name):
+        problems.append(f"name: '{recipe.name}' cannot be a folder's name")
+    if "target" not in wrong and recipe.target not in names:
         problems.append(f"target: no modality '{recipe.target}'{near(recipe.target, names)}")
-    _check_model(recipe, problems)
-    _check_train(recipe, problems)
-    for name, spec in names.items():
+    if "data_root" not in wrong and recipe.data_root is None:
+        problems.append("data_root: say where this recipe's data lies, e.g. data_root=data/mine")
+    _check_numbers(recipe, problems)
+    _check_model(recipe, names, problems)
+    _check_train(recipe, names, problems)
+    for name, spec in recipe.modalities.items():
         _check_modality(recipe, name, spec, problems)
-    if not recipe.seeds or len(set(recipe.seeds)) < len(recipe.seeds):
-        problems.append("seeds: give at least one, each once")
-    shots = recipe.shots if isinstance(recipe.shots, list) else [recipe.shots]
-    if not shots or any(k is not None and k < 1 for k in shots):
-        problems.append("shots: whole numbers of at least 1, or null for all samples")
-    fraction = recipe.probe.label_fraction
-    if fraction is not None and not 0 < fraction <= 1:
-        problems.append("probe.label_fraction: between 0 and 1")
     _check_compare(recipe.compare, problems)
 
 
-def _check_model(recipe: Recipe, problems: list[str]) -> None:
+def _check_numbers(recipe: Recipe, problems: list[str]) -> None:
+    for place, value in _floats(recipe.to_dict(), ""):
+        if not math.isfinite(value):
+            problems.append(f"{place}: must be a finite number (got {value})")
+    for place, least in _LEAST.items():
+        if (number := _at(recipe, place)) is not None and number < least:
+            problems.append(f"{place}: must be at least {least} (got {number})")
+    for place in _ABOVE_ZERO:
+        if (number := _at(recipe, place)) is not None and number <= 0:
+            problems.append(f"{place}: must be above 0 (got {number})")
+    for place in _SHARES:
+        if (number := _at(recipe, place)) is not None and not 0 <= number <= 1:
+            problems.append(f"{place}: must be between 0 and 1 (got {number})")
+    if not recipe.seeds or len(set(recipe.seeds)) < len(recipe.seeds) or min(recipe.seeds) < 0:
+        problems.append("seeds: give at least one, each once, none below 0")
+    shots = recipe.shots if isinstance(recipe.shots, list) else [recipe.shots]
+    if not shots or len(set(shots)) < len(shots) or any(k is not None and k < 1 for k in shots):
+        problems.append("shots: whole numbers of at least 1, each once, or null for all samples")
+    if not recipe.probe.C or min(recipe.probe.C) <= 0:
+        problems.append("probe.C: give at least one, all above 0")
+
+
+def _at(recipe: Recipe, place: str) -> Any:
+    value: Any = recipe
+    for name in place.split("."):
+        value = None if value is None else getattr(value, name)
+    return value
+
+
+def _floats(value: Any, place: str) -> Iterator[tuple[str, float]]:
+    """Every float in nested plain types, with its dotted place."""
+    if isinstance(value, float):
+        yield place, value
+    elif isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _floats(inner, f"{place}.{key}" if place else str(key))
+
+
+def _check_model(recipe: Recipe, names: Collection[str], problems: list[str]) -> None:
     model = recipe.model
-    for name in ("width", "depth", "heads", "max_positions"):
-        if getattr(model, name) < (0 if name == "depth" else 1):
-            problems.append(f"model.{name}: must be positive (got {getattr(model, name)})")
-    if model.heads > 0 and model.width % model.heads:
+    if model.heads > 0 and model.width > 0 and model.width % model.heads:
         problems.append(f"model.width: {model.width} is not divisible by {model.heads} heads")
-    if not 0 <= model.dropout < 1:
-        problems.append(f"model.dropout: between 0 and 1 (got {model.dropout})")
     if model.trunk == "none" and recipe.setting == "self_supervised":
         problems.append("model.trunk: the self-supervised setting needs the transformer trunk")
+    if model.head_init == "random":
+        return
     kind, _, source = model.head_init.partition(":")
-    if model.head_init != "random" and (kind != "class_means" or not source):
+    if kind != "class_means" or not source:
         problems.append(
             f"model.head_init: random or class_means:<modality>, not '{model.head_init}'"
         )
-    elif source and source not in recipe.modalities:
-        hint = near(source, recipe.modalities)
-        problems.append(f"model.head_init: no modality '{source}'{hint}")
+    elif source not in names:
+        problems.append(f"model.head_init: no modality '{source}'{near(source, names)}")
+    elif source in recipe.modalities and source not in recipe.active:
+        problems.append(f"model.head_init: {source} is not in use, its ratio is 0")
+    if recipe.setting == "self_supervised":
+        problems.append("model.head_init: the self-supervised setting has no classifier")
 
 
-def _check_train(recipe: Recipe, problems: list[str]) -> None:
+def _check_train(recipe: Recipe, names: Collection[str], problems: list[str]) -> None:
     train = recipe.train
-    positive = ("steps", "batch_size", "lr", "workers", "validate_every", "checkpoint_every")
-    for name in positive:
-        if getattr(train, name) <= 0:
-            problems.append(f"train.{name}: must be positive (got {getattr(train, name)})")
     if train.batch_size < train.workers:
         problems.append(
             f"train.batch_size: {train.batch_size} is less than one sample for each of "
             f"{train.workers} workers"
         )
-    if train.warmup and train.warmup.modality not in recipe.modalities:
-        hint = near(train.warmup.modality, recipe.modalities)
+    if train.warmup is None:
+        return
+    if train.warmup.modality not in names:
+        hint = near(train.warmup.modality, names)
         problems.append(f"train.warmup.modality: no modality '{train.warmup.modality}'{hint}")
+    if train.warmup.modality == recipe.target and train.warmup.steps >= train.steps:
+        problems.append(
+            f"train.warmup.steps: {train.warmup.steps} of {train.steps} steps leave none for the "
+            "other modalities"
+        )
 
 
 def _check_modality(recipe: Recipe, name: str, spec: ModalitySpec, problems: list[str]) -> None:
     where = f"modalities.{name}"
-    ratio = as_ratio(spec.ratio)
-    values = [ratio] if isinstance(ratio, float) else [r for _, r in ratio]
-    if any(r < 0 for r in values):
+    if not _KEY.fullmatch(name) or hasattr(nn.ModuleDict(), name):
+        problems.append(
+            f"{where}: a modality's name is made of letters, digits, _ and -, begins with a letter "
+            "and is no word of PyTorch's modules such as 'values' or 'type'"
+        )
+    pieces = _pieces(spec.ratio)
+    starts = [start for start, _ in pieces]
+    if any(r < 0 for _, r in pieces):
         problems.append(f"{where}.ratio: batches per target batch cannot be negative")
-    if isinstance(ratio, tuple) and (ratio[0][0] != 0 or [*ratio] != sorted(ratio)):
+    if starts[:1] != [0] or starts != sorted(set(starts)):
         problems.append(f"{where}.ratio: a changing ratio is [[0, r], [step, r], ...] in order")
-    if name == recipe.target and ratio != 1.0:
+    if name == recipe.target and pieces != [(0, 1.0)]:
         problems.append(f"{where}.ratio: the target's ratio is 1 by definition")
     if spec.weight < 0:
         problems.append(f"{where}.weight: cannot be negative")
+    if spec.shots is not None and spec.shots < 1:
+        problems.append(f"{where}.shots: must be at least 1, or null for all (got {spec.shots})")
     if name == recipe.target and spec.shots is not None:
         problems.append(f"{where}.shots: the target's shots stand at the top of the recipe")
     found = KINDS[spec.kind].check(
         spec.options, setting=recipe.setting, width=recipe.model.width, heads=recipe.model.heads
     )
-    problems.extend(f"{where}: {problem}" for problem in found)
+    problems.extend(f"{where}.{problem}" for problem in found)
 
 
 TUNABLE = ("lr", "weight_decay", "weight")
@@ -439,8 +480,9 @@ def _check_compare(spec: CompareSpec, problems: list[str]) -> None:
             if key not in TUNABLE:
                 hint = near(key, TUNABLE)
                 problems.append(f"compare.{group}.{key}: not one of {', '.join(TUNABLE)}{hint}")
-            if not values:
-                problems.append(f"compare.{group}.{key}: give at least one value")
+            if not values or min(values) < 0 or (key == "lr" and min(values) == 0):
+                legal = "above 0" if key == "lr" else "at least 0"
+                problems.append(f"compare.{group}.{key}: give one value or more, all {legal}")
     with_aux, without = len(grid_points(spec, True)), len(grid_points(spec, False))
     if with_aux != without:
         problems.append(
