@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -56,13 +57,10 @@ class UnpairedLearner(nn.Module):
         self.spec = spec
         self.supervised = num_classes is not None
         self.label_smoothing = label_smoothing
-        stem = {
-            name: seeded(
-                seed, f"stem.{name}", lambda m=m: m.stem(spec.width, supervised=self.supervised)
-            )
-            for name, m in self.modalities.items()
-        }
-        self.stems = nn.ModuleDict(stem)
+        self.stems = nn.ModuleDict()
+        for name, m in self.modalities.items():
+            build = partial(m.stem, spec.width, supervised=self.supervised)
+            self.stems[name] = seeded(seed, f"stem.{name}", build)
         self.trunk: Trunk | None = None
         if spec.trunk == "transformer":
             self.trunk = seeded(seed, "trunk", lambda: Trunk(spec, causal=not self.supervised))
@@ -78,9 +76,8 @@ class UnpairedLearner(nn.Module):
                 self.logit_scales = nn.ParameterDict(ones)
         else:
             for name, m in self.modalities.items():
-                self.decoders[name] = seeded(
-                    seed, f"decoder.{name}", lambda m=m: m.decoder(spec.width)
-                )
+                build = partial(m.decoder, spec.width)
+                self.decoders[name] = seeded(seed, f"decoder.{name}", build)
 
     # ------------------------------------------------------------------ representation
 
@@ -104,60 +101,50 @@ class UnpairedLearner(nn.Module):
 
     # --------------------------------------------------------------------------- losses
 
-    def forward(self, batches: Mapping[str, Sequence[Batch]]) -> dict[str, Tensor]:
-        """Summed loss of every batch of one step: name -> (number of batches,).
+    def forward(self, batches: Sequence[tuple[str, Batch]]) -> tuple[Tensor, Tensor]:
+        """Summed loss and number of its terms for each (modality, batch) of one step: (N,), (N,).
 
-        One call per step, however many modalities it takes: data-parallel wrappers need that,
-        and modalities whose tokens have the same shape share one trunk call.
+        Terms are labelled samples, or predicted positions. One call per update, however many
+        modalities it takes: data-parallel wrappers need that, and modalities whose tokens have
+        the same length share one trunk call.
         """
-        stemmed = [
-            (name, batch, *self.stems[name](batch.x, batch.mask))
-            for name, group in batches.items()
-            for batch in group
+        stemmed = [self.stems[name](batch.x, batch.mask) for name, batch in batches]
+        represented = self._trunk_together(stemmed)
+        pairs = [
+            self._loss(name, batch, r, mask)
+            for (name, batch), r, (_, mask) in zip(batches, represented, stemmed, strict=True)
         ]
-        represented = self._trunk_together([z for _, _, z, _ in stemmed], [m for *_, m in stemmed])
-        sums: dict[str, list[Tensor]] = {name: [] for name in batches}
-        for (name, batch, _, mask), r in zip(stemmed, represented, strict=True):
-            sums[name].append(self._loss_sum(name, batch, r, mask))
-        return {name: torch.stack(values) for name, values in sums.items()}
+        sums, terms = zip(*pairs, strict=True)
+        return torch.stack(sums), torch.stack(terms)
 
-    def _trunk_together(
-        self, tokens: Sequence[Tensor], masks: Sequence[Tensor | None]
-    ) -> list[Tensor]:
-        """h over all token tensors; unmasked ones of equal length go through it in one call."""
+    def _trunk_together(self, stemmed: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
+        """h over all (tokens, mask); those of equal length that need no mask share one call."""
         if self.trunk is None:
-            return list(tokens)
-        out: list[Tensor | None] = [None] * len(tokens)
+            return [z for z, _ in stemmed]
         groups: dict[object, list[int]] = {}
-        for i, (z, mask) in enumerate(zip(tokens, masks, strict=True)):
+        for i, (z, mask) in enumerate(stemmed):
             free = mask is None or self.trunk.causal
             groups.setdefault((z.shape[1], z.dtype) if free else i, []).append(i)
+        out: dict[int, Tensor] = {}
         for members in groups.values():
-            if len(members) == 1:
-                out[members[0]] = self.trunk(tokens[members[0]], masks[members[0]])
-                continue
-            parts = self.trunk(torch.cat([tokens[i] for i in members]), None).split(
-                [tokens[i].shape[0] for i in members]
-            )
-            for i, part in zip(members, parts, strict=True):
-                out[i] = part
-        return [r for r in out if r is not None]
+            tokens = [stemmed[i][0] for i in members]
+            mask = stemmed[members[0]][1] if len(members) == 1 else None
+            r = self.trunk(torch.cat(tokens) if len(tokens) > 1 else tokens[0], mask)
+            out.update(zip(members, r.split([len(z) for z in tokens]), strict=True))
+        return [out[i] for i in range(len(stemmed))]
 
-    def _loss_sum(self, name: str, batch: Batch, r: Tensor, mask: Tensor | None) -> Tensor:
+    def _loss(
+        self, name: str, batch: Batch, r: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         if self.supervised:
             logits = self._classify(name, masked_mean(r, mask))
-            return supervised_sum(logits.float(), batch.y, self.label_smoothing)
+            total = supervised_sum(logits.float(), batch.y, self.label_smoothing)
+            return total, supervised_terms(batch.y)
         modality = self.modalities[name]
         prediction = self.decoders[name](r).float()
-        return next_embedding_sum(prediction, modality.targets(batch.x), mask, modality.loss)
-
-    @torch.no_grad()
-    def terms(self, name: str, batch: Batch) -> Tensor:
-        """Number of terms in a batch's summed loss: labelled samples, or predicted positions."""
-        if self.supervised:
-            return supervised_terms(batch.y)
-        length = self.modalities[name].targets(batch.x).shape[1]
-        return next_embedding_terms(length, len(batch), batch.mask)
+        target = modality.targets(batch.x)
+        total = next_embedding_sum(prediction, target, mask, modality.loss)
+        return total, next_embedding_terms(target, mask)
 
     # --------------------------------------------------------------------- initialisation
 
@@ -196,8 +183,7 @@ def masked_mean(r: Tensor, mask: Tensor | None) -> Tensor:
     """(B, T, D), (B, T) -> (B, D): mean over valid positions only."""
     if mask is None:
         return r.squeeze(1) if r.shape[1] == 1 else r.mean(1)
-    weight = mask.unsqueeze(-1).to(r.dtype)
-    return (r * weight).sum(1) / weight.sum(1).clamp(min=1)
+    return (r * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def seeded(seed: int, name: str, build: Callable[[], T_]) -> T_:

@@ -34,6 +34,7 @@ class World(Protocol):
     """Where a fit's data parallelism lives: one process, or a torch.distributed group."""
 
     size: int
+    rank: int
 
     def wrap(self, learner: UnpairedLearner, every_step_alike: bool) -> nn.Module:
         """The module whose forward synchronises gradients."""
@@ -48,6 +49,7 @@ class OneProcess:
     """A world of one: nothing to synchronise."""
 
     size = 1
+    rank = 0
 
     def wrap(self, learner: UnpairedLearner, every_step_alike: bool) -> nn.Module:
         return learner
@@ -61,15 +63,19 @@ class DataParallel:
 
     def __init__(self) -> None:
         self.size = dist.get_world_size()
+        self.rank = dist.get_rank()
 
     def wrap(self, learner: UnpairedLearner, every_step_alike: bool) -> nn.Module:
         # Steps that leave a modality out leave its stem without gradients; all ranks agree on
         # which, because the schedule is pure.
         return nn.parallel.DistributedDataParallel(
-            learner, find_unused_parameters=not every_step_alike
+            learner,
+            find_unused_parameters=not every_step_alike,
+            broadcast_buffers=False,  # buffers are constants, not running statistics
         )
 
     def total(self, value: Tensor) -> Tensor:
+        value = value.clone()
         dist.all_reduce(value)
         return value
 
@@ -94,110 +100,104 @@ class Fit:
     world: World = field(default_factory=OneProcess)
 
     def __post_init__(self) -> None:
-        device = next(self.learner.parameters()).device
-        self.device = device
+        self.parameters = list(self.learner.parameters())
+        self.device = self.parameters[0].device
         if self.spec.compile and self.learner.trunk is not None:
             self.learner.trunk.compile(dynamic=True)
-        alike = self.schedule.constant() and self.spec.mode == "joint"
+        takes = {name for name in self.modalities if self.weights.get(name, 1.0) > 0}
+        # Alike: every update uses every parameter, so DDP need not look for idle ones.
+        alike = takes == set(self.learner.modalities) and (
+            len(takes) == 1 or (self.schedule.constant() and self.spec.mode == "joint")
+        )
         self.module = self.world.wrap(self.learner, alike)
         self.optimizer = torch.optim.AdamW(
-            self.learner.parameters(),
-            lr=self.spec.lr,
-            weight_decay=self.spec.weight_decay,
-            fused=True,
+            self.parameters, lr=self.spec.lr, weight_decay=self.spec.weight_decay, fused=True
         )
         self.best_accuracy = -math.inf
         self.best_step = 0
         self.best_weights: dict[str, Tensor] | None = None
         self.waited = 0  # validations since the last gain
-        self.skipped = 0  # updates left out for a non-finite loss (on_nan: skip)
+        self.skipped = 0  # updates left out for a non-finite loss or gradient (on_nan: skip)
         self.diverged_at: int | None = None
         self.stopped = False
         self.history: dict[str, list[Any]] = {"steps": [], "val_accuracy": [], "losses": []}
-        self._loss_sums: dict[str, tuple[Tensor, int]] = {}
+        self.loss_sums: dict[str, tuple[float, int]] = {}  # since the last validation
 
     # ---------------------------------------------------------------------------- a step
 
     def step(self, batches: Mapping[str, Sequence[tuple[int, Batch]]], step: int) -> None:
         """One scheduled step: one update in joint mode, one per batch in alternate mode."""
-        mine = {
-            name: [self._see(name, number, batch) for number, batch in group]
-            for name, group in batches.items()
-            if name in self.modalities and self.weights.get(name, 1.0) > 0
-        }
+        mine = self._mine(batches)
         if not mine or self.stopped:
             return
         rate = learning_rate(self.spec, step, self.schedule.total)
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         if self.learner.spec.dropout:
             # Dropout from (seed, step) alone: a resumed run draws what the uninterrupted one did.
-            torch.manual_seed(zlib.crc32(f"{self.seed}.{step}".encode()))
-        if self.spec.mode == "joint":
-            self._update(mine, dict.fromkeys(mine, 1.0), step)
-        else:
-            # n batches of a modality count 1/n each: the expected gradient per target batch is
-            # the joint mode's.
-            for name, group in mine.items():
-                for batch in group:
-                    self._update({name: [batch]}, {name: 1.0 / len(group)}, step)
+            torch.manual_seed(zlib.crc32(f"{self.seed}.{step}.{self.world.rank}".encode()))
+        for part in [mine] if self.spec.mode == "joint" else [[one] for one in mine]:
+            self._update(part, step)
+            if self.stopped:
+                return
 
-    def _see(self, name: str, number: int, batch: Batch) -> Batch:
-        view = self.views.get(name)
-        return batch if view is None else view(batch, number)
+    def _mine(
+        self, batches: Mapping[str, Sequence[tuple[int, Batch]]]
+    ) -> list[tuple[str, Batch, float]]:
+        """(modality, batch as this arm sees it, factor of its mean loss) of a step's batches.
 
-    def _update(
-        self, batches: Mapping[str, Sequence[Batch]], share: Mapping[str, float], step: int
-    ) -> None:
-        """Forward, backward, optimiser step on the weighted sum of the modalities' mean losses."""
-        self.optimizer.zero_grad(set_to_none=True)
-        terms = torch.stack(
-            [self.learner.terms(name, b).to(self.device) for name, g in batches.items() for b in g]
-        ).float()
-        # DDP averages gradients over ranks; dividing by the global count of terms and multiplying
-        # by the number of ranks makes that average the gradient of the global mean.
-        scale = self.world.size / self.world.total(terms).clamp(min=1)
+        A modality's weight is shared out over its batches of the step, in both modes: the
+        expected gradient per target batch is the same.
+        """
+        mine = []
+        for name, group in batches.items():
+            weight = self.weights.get(name, 1.0) if name in self.modalities else 0.0
+            if weight > 0:
+                view = self.views.get(name)
+                for number, batch in group:
+                    seen = batch if view is None else view(batch, number)
+                    mine.append((name, seen, weight / len(group)))
+        return mine
+
+    def _update(self, part: Sequence[tuple[str, Batch, float]], step: int) -> None:
+        """Forward, backward, optimiser step on the weighted sum of the batches' mean losses."""
+        self.optimizer.zero_grad()
         with self._autocast():
-            sums = self.module(batches)
-        total = torch.zeros((), device=self.device)
-        at = 0
-        for name, values in sums.items():
-            mean = (values * scale[at : at + len(values)]).mean()
-            at += len(values)
-            total = total + self.weights.get(name, 1.0) * share[name] * mean
-            self._record(name, mean.detach())
-        total.backward()
-        if self._finite(total.detach(), step):
-            if self.spec.clip is not None:
-                nn.utils.clip_grad_norm_(self.learner.parameters(), self.spec.clip)
+            sums, terms = self.module([(name, batch) for name, batch, _ in part])
+        # This rank's share of each mean: its sum over the number of terms of all ranks.
+        shares = sums / self.world.total(terms).clamp(min=1)
+        # DDP averages gradients over ranks; a factor of their number makes a sum of it.
+        factors = torch.tensor([self.world.size * factor for *_, factor in part])
+        torch.dot(factors.to(self.device, non_blocking=True), shares).backward()
+        means = self.world.total(shares.detach()).tolist()
+        if self._finite(means):
             self.optimizer.step()
-
-    def _finite(self, loss: Tensor, step: int) -> bool:
-        """Whether the update may be made; a non-finite loss stops the fit or skips the update."""
-        bad = self.world.total((~loss.isfinite()).float())
-        if not bool(bad):
-            return True
-        if self.spec.on_nan == "skip":
+            for (name, *_), mean in zip(part, means, strict=True):
+                total, count = self.loss_sums.get(name, (0.0, 0))
+                self.loss_sums[name] = (total + mean, count + 1)
+        elif self.spec.on_nan == "skip":
             self.skipped += 1
         else:
             self.diverged_at, self.stopped = step, True
-        return False
+
+    def _finite(self, means: Sequence[float]) -> bool:
+        """Whether losses and gradients are finite, alike on all ranks; clips the gradients."""
+        if not all(map(math.isfinite, means)):
+            return False
+        if self.spec.clip is None and self.spec.on_nan == "stop":
+            return True  # a non-finite gradient alone shows in the next loss
+        limit = math.inf if self.spec.clip is None else self.spec.clip
+        return math.isfinite(nn.utils.clip_grad_norm_(self.parameters, limit))
 
     def _autocast(self) -> Any:
         if self.spec.precision == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
-    def _record(self, name: str, mean: Tensor) -> None:
-        total, count = self._loss_sums.get(name, (torch.zeros((), device=self.device), 0))
-        self._loss_sums[name] = (total + mean, count + 1)
-
     def losses(self) -> dict[str, float]:
-        """Mean loss per modality since the last call, over all ranks."""
-        out = {}
-        for name, (total, count) in self._loss_sums.items():
-            out[name] = float(self.world.total(total.clone())) / self.world.size / count
-        self._loss_sums = {}
+        """Mean loss per modality over the batches since the last call, alike on all ranks."""
+        out = {name: total / count for name, (total, count) in self.loss_sums.items()}
+        self.loss_sums = {}
         return out
 
     # ---------------------------------------------------------------------- validation
@@ -232,6 +232,7 @@ class Fit:
         "diverged_at",
         "stopped",
         "history",
+        "loss_sums",
     )
 
     def state_dict(self) -> dict[str, Any]:
@@ -240,7 +241,6 @@ class Fit:
             "model": self.learner.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best_weights": self.best_weights,
-            "loss_sums": dict(self._loss_sums),
             **{name: getattr(self, name) for name in self._PLAIN},
         }
 
@@ -249,7 +249,6 @@ class Fit:
         self.learner.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best_weights = state["best_weights"]
-        self._loss_sums = dict(state["loss_sums"])
         for name in self._PLAIN:
             setattr(self, name, state[name])
 
@@ -281,6 +280,8 @@ def train(
     for fit in fits:
         fit.learner.train()
     for step in range(start, schedule.total):
+        if all(fit.stopped for fit in fits):
+            break
         batches = {
             name: [_to_device(next_batch(name), fits[0].device) for _ in range(n)]
             for name, n in schedule.counts(step).items()
@@ -288,21 +289,23 @@ def train(
         }
         for fit in fits:
             fit.step(batches, step)
+        _raise_if_all_diverged(fits)
         done = step + 1
-        last = done == schedule.total
         target_steps = done - schedule.lead
-        if last or (target_steps > 0 and target_steps % spec.validate_every == 0):
+        if done == schedule.total or (target_steps > 0 and target_steps % spec.validate_every == 0):
             validate(fits, done, evaluate)
-        if checkpoint is not None and (last or done % spec.checkpoint_every == 0):
+        over = done == schedule.total or all(fit.stopped for fit in fits)
+        if checkpoint is not None and (over or done % spec.checkpoint_every == 0):
             checkpoint(done)
         if progress is not None:
             progress(done)
-        if all(fit.stopped for fit in fits):
-            break
-    diverged = [fit for fit in fits if fit.diverged_at is not None]
-    if len(diverged) == len(fits):
+
+
+def _raise_if_all_diverged(fits: Sequence[Fit]) -> None:
+    steps = [fit.diverged_at for fit in fits if fit.diverged_at is not None]
+    if len(steps) == len(fits):
         raise RunError(
-            f"the loss became non-finite at step {diverged[0].diverged_at}: lower train.lr, set "
+            f"the loss became non-finite at step {max(steps)}: lower train.lr, set "
             "train.clip=1.0, or let such updates be left out by train.on_nan=skip"
         )
 
@@ -332,15 +335,14 @@ def learning_rate(spec: TrainSpec, step: int, total: int) -> float:
 def accuracy(learner: UnpairedLearner, name: str, batches: Sequence[Batch]) -> tuple[int, int]:
     """(correct, labelled) of the shared classifier on batches of modality `name`."""
     device = next(learner.parameters()).device
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    count = 0
+    counts = torch.zeros(2, dtype=torch.int64, device=device)
     for batch in batches:
         batch = batch.to(device)
         labelled = batch.y >= 0
-        predicted = learner.logits(name, batch).argmax(1)
-        correct += ((predicted == batch.y) & labelled).sum()
-        count += int(labelled.sum())
-    return int(correct), count
+        right = (learner.logits(name, batch).argmax(1) == batch.y) & labelled
+        counts += torch.stack([right.sum(), labelled.sum()])
+    correct, labelled_count = counts.tolist()
+    return correct, labelled_count
 
 
 def _to_device(numbered: tuple[int, Batch], device: torch.device) -> tuple[int, Batch]:

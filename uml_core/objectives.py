@@ -46,10 +46,11 @@ def next_embedding_sum(
     return _position_loss(prediction, target, kind).sum()
 
 
-def next_embedding_terms(length: int, batch: int, mask: Tensor | None) -> Tensor:
-    """Number of position terms in `next_embedding_sum`."""
+def next_embedding_terms(target: Tensor, mask: Tensor | None) -> Tensor:
+    """Number of position terms in `next_embedding_sum` of the same target and mask."""
     if mask is None:
-        return torch.tensor(batch * max(1, length - 1))
+        batch, length = target.shape[:2]
+        return torch.full((), batch * max(1, length - 1), device=target.device)
     return mask.sum(1).sub(1).clamp(min=1).sum()
 
 

@@ -85,7 +85,8 @@ class Schedule:
             taken[name] = self._due(ratio, t, alone) if t > alone else 0
         if self.lead:
             assert self.warmup is not None
-            taken[self.warmup.modality] += min(step, self.lead)
+            name = self.warmup.modality
+            taken[name] = taken.get(name, 0) + min(step, self.lead)
         return taken
 
     @staticmethod
