@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Sequence
@@ -14,18 +15,17 @@ import soundfile
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchaudio.functional import resample
-from torchaudio.transforms import MelSpectrogram
+from torchaudio.transforms import MelSpectrogram, Resample
 
 from uml_core.modalities.base import BadSample, Modality
-from uml_core.modalities.common import choice_problems, least_problems, option, pad_stack
+from uml_core.modalities.common import least_problems, option, pad_stack
 from uml_core.modalities.sequence import ConvStem, FrameStem
 
 MAX_CHANNELS = 32
 RATES = (1_000, 400_000)  # Hz; outside, the header is damaged
-FLOOR = 1e-5  # of mel power, before the logarithm
+FLOOR = 1e-6  # of mel power, before the logarithm
 # Mean and deviation of log-mel values of speech and tones at normal loudness, roughly.
-LOG_MEAN, LOG_STD = -3.0, 4.0
+LOG_MEAN, LOG_STD = -5.0, 4.5
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,10 @@ class Options:
 
 
 class Audio(Modality):
-    """Clip -> log-mel. An item is (mels, frames), x is (B, frames, mels) float32, right-padded."""
+    """Clip -> log-mel spectrogram. An item is (mels, frames) float32.
+
+    x is (B, T, mels) for the conv stem, T spectra, and (B, T, patch * mels) for patches, T groups.
+    """
 
     kind = "audio"
     suffixes = ("wav", "flac", "ogg")
@@ -63,18 +66,20 @@ class Audio(Modality):
         super().__init__(options)
         rate = options.sample_rate
         window = max(1, round(options.window * rate))
-        # Called, never changed: threads may share it. A wide FFT keeps narrow mel bands non-empty.
+        # Called, never changed: threads may share it. The FFT is long enough for no band to be
+        # empty, and clips shorter than a window are padded with silence.
         self._mel = MelSpectrogram(
             sample_rate=rate,
-            n_fft=max(512, 2 ** math.ceil(math.log2(window))),
+            n_fft=2 ** math.ceil(math.log2(max(window, 16 * options.mels))),
             win_length=window,
             hop_length=max(1, round(options.hop * rate)),
             n_mels=options.mels,
+            pad_mode="constant",
         )
 
     @classmethod
     def check(cls, options: Any, *, setting: str, width: int, heads: int) -> list[str]:
-        problems = choice_problems(options) + least_problems(
+        problems = least_problems(
             options,
             sample_rate=RATES[0],
             seconds=0.01,
@@ -101,7 +106,7 @@ class Audio(Modality):
         values = power.clamp(min=FLOOR).log()
         if self.options.normalise == "constants":
             return (values - LOG_MEAN) / LOG_STD
-        return (values - values.mean()) / values.std().clamp(min=1e-3)
+        return (values - values.mean()) / values.std(correction=0).clamp(min=1e-3)
 
     def _wave(self, data: bytes, shift: float) -> Tensor:
         """(samples,) mono at the wanted rate; only the part that is used is decoded."""
@@ -116,13 +121,18 @@ class Audio(Modality):
             if isinstance(error, BadSample):
                 raise
             raise BadSample(f"the clip cannot be decoded: {error}") from error
+        if not len(samples):
+            raise BadSample("the clip is cut off")
         wave = torch.from_numpy(samples.mean(1))
         if not bool(torch.isfinite(wave).all()):
             raise BadSample("the clip holds NaN or infinite values")
         wave = F.pad(wave, (max(0, -first), max(0, count + min(0, first) - len(wave))))
+        return wave if rate == self.options.sample_rate else self._resampler(rate)(wave)
+
+    def _resampler(self, rate: int) -> Resample:
         # A bounded fraction: an odd rate (44101 Hz) would ask for a filter of gigabytes.
         ratio = Fraction(rate, self.options.sample_rate).limit_denominator(640)
-        return resample(wave, ratio.numerator, ratio.denominator)
+        return _resampler(ratio.numerator, ratio.denominator)
 
     def _check_header(self, clip: soundfile.SoundFile) -> None:
         limit = self.options.max_seconds
@@ -142,36 +152,33 @@ class Audio(Modality):
         return first + move, count
 
     def collate(self, items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-        return pad_stack([item.T for item in items])
+        return pad_stack([self._positions(item.T) for item in items])
+
+    def _positions(self, spectra: Tensor) -> Tensor:
+        """(frames, mels) -> what one position holds: a spectrum, or a group of `patch` spectra."""
+        if self.options.stem == "conv":
+            return spectra
+        patch = self.options.patch
+        spectra = F.pad(spectra, (0, 0, 0, max(0, patch - len(spectra))))  # at least one group
+        groups = len(spectra) // patch
+        return spectra[: groups * patch].reshape(groups, -1)
 
     def stem(self, width: int, *, supervised: bool) -> nn.Module:
         if self.options.stem == "conv":
-            return ConvStem(self.options.mels, width, pool=self.options.pool)
-        return _PatchStem(self.options, width)
+            return ConvStem(self._dim(), width, pool=self.options.pool)
+        return FrameStem(self._dim(), width)
 
     def decoder(self, width: int) -> nn.Module:
-        return nn.Linear(width, self.options.mels * self.options.patch)
+        return nn.Linear(width, self._dim())
 
     def targets(self, x: Tensor) -> Tensor:
-        """The spectra of each group, (B, T, patch * mels)."""
-        return _grouped(x, self.options.patch)
+        return x
+
+    def _dim(self) -> int:
+        return self.options.mels * (1 if self.options.stem == "conv" else self.options.patch)
 
 
-class _PatchStem(nn.Module):
-    def __init__(self, options: Options, width: int) -> None:
-        super().__init__()
-        self.patch = options.patch
-        self.frames = FrameStem(options.patch * options.mels, width)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        # A group is valid when its first spectrum is; the last group of a clip may be part silence.
-        return self.frames(
-            _grouped(x, self.patch), mask if mask is None else mask[:, :: self.patch]
-        )
-
-
-def _grouped(x: Tensor, patch: int) -> Tensor:
-    """(B, frames, mels) -> (B, ceil(frames / patch), patch * mels), zeros at the end."""
-    batch, frames, mels = x.shape
-    x = F.pad(x, (0, 0, 0, -frames % patch))
-    return x.reshape(batch, -1, patch * mels)
+@functools.lru_cache(maxsize=16)
+def _resampler(before: int, after: int) -> Resample:
+    """The filter costs more to build than to apply."""
+    return Resample(before, after)

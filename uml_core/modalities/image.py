@@ -19,7 +19,7 @@ from torchvision.models.vision_transformer import EncoderBlock
 from torchvision.transforms.v2 import functional as V
 
 from uml_core.modalities.base import BadSample, Modality
-from uml_core.modalities.common import choice_problems, least_problems, option
+from uml_core.modalities.common import least_problems, option
 
 CROP_TRIES = 10  # of torchvision's RandomResizedCrop
 CROP_RATIO = (3 / 4, 4 / 3)
@@ -36,6 +36,11 @@ class Options:
     pool: bool = option(
         True,
         "supervised: one token per image (conv: mean of the grid; vit: class token); false: all",
+    )
+    stride: Literal[2, 4] = option(
+        4,
+        "conv: of the first layer; the stem shrinks the image 8 times in all. 4 is twice as fast, "
+        "2 sees finer patterns",
     )
     channels: tuple[int, int] = option((32, 64), "conv: channels of the first two layers")
     patch: int = option(4, "vit: pixels per side of a patch; must divide size")
@@ -59,6 +64,9 @@ class Options:
 class _Normalise(nn.Module):
     """uint8 (B, 3, S, S) -> floats; constants, not statistics: nothing here changes in training."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, options: Options) -> None:
         super().__init__()
         mean = torch.tensor(options.mean).view(3, 1, 1)
@@ -71,21 +79,22 @@ class _Normalise(nn.Module):
 
 
 class _Conv(nn.Module):
-    """Three 3x3 convolutions of stride 2. GroupNorm: each image is normalised on its own."""
+    """Three strided convolutions. GroupNorm normalises each image on its own, in any batch."""
 
     def __init__(self, options: Options, width: int) -> None:
         super().__init__()
         first, second = options.channels
+        stride = options.stride
         self.pool = options.pool
         self.layers = nn.Sequential(
             _Normalise(options),
-            nn.Conv2d(3, first, 3, stride=2, padding=1),
+            nn.Conv2d(3, first, stride + 1, stride=stride, padding=stride // 2),
             nn.GroupNorm(math.gcd(8, first), first),
             nn.GELU(),
             nn.Conv2d(first, second, 3, stride=2, padding=1),
             nn.GroupNorm(math.gcd(8, second), second),
             nn.GELU(),
-            nn.Conv2d(second, width, 3, stride=2, padding=1),
+            nn.Conv2d(second, width, 3, stride=4 // stride, padding=1),
             nn.GroupNorm(math.gcd(8, width), width),
             nn.GELU(),
         )
@@ -145,8 +154,7 @@ class Image(Modality):
 
     @classmethod
     def check(cls, options: Any, *, setting: str, width: int, heads: int) -> list[str]:
-        problems = choice_problems(options)
-        problems += least_problems(options, size=1, patch=1, layers=0, heads=1, max_pixels=1)
+        problems = least_problems(options, size=1, patch=1, layers=0, heads=1, max_pixels=1)
         if min(options.channels) < 1:
             problems.append("channels: must both be at least 1.")
         if min(options.std) <= 0:

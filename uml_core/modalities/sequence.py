@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from uml_core.errors import UserError
 from uml_core.modalities.base import BadSample, Modality
 from uml_core.modalities.common import (
-    choice_problems,
     least_problems,
     load_array,
     masked_mean,
@@ -89,7 +88,7 @@ class Sequence(Modality):
 
     @classmethod
     def check(cls, options: Any, *, setting: str, width: int, heads: int) -> list[str]:
-        problems = choice_problems(options) + least_problems(options, max_length=1)
+        problems = least_problems(options, max_length=1)
         if options.dim is not None:
             problems += least_problems(options, dim=1)
         if setting == "self_supervised" and options.stem == "conv1d":

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from uml_core.modalities.base import BadSample, Modality
-from uml_core.modalities.common import choice_problems, least_problems, option, pad_stack
+from uml_core.modalities.common import least_problems, option, pad_stack
 
 PAD = 0
 NGRAMS = (1, 2, 3)
@@ -66,8 +66,7 @@ class Text(Modality):
 
     @classmethod
     def check(cls, options: Any, *, setting: str, width: int, heads: int) -> list[str]:
-        problems = choice_problems(options)
-        problems += least_problems(options, vocab=2, max_tokens=1, max_chars=1)
+        problems = least_problems(options, vocab=2, max_tokens=1, max_chars=1)
         if setting == "self_supervised" and options.stem == "bag":
             problems.append(
                 "stem: bag has no next token to predict: use stem: tokens in the self-supervised "

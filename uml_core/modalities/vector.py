@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from uml_core.errors import UserError
 from uml_core.modalities.base import BadSample, Modality
-from uml_core.modalities.common import choice_problems, least_problems, load_array, option
+from uml_core.modalities.common import least_problems, load_array, option
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Vector(Modality):
 
     @classmethod
     def check(cls, options: Any, *, setting: str, width: int, heads: int) -> list[str]:
-        problems = choice_problems(options)
-        if options.dim is not None:
-            problems += least_problems(options, dim=1)
-            if options.stem == "identity" and options.dim != width:
-                problems.append(_identity_problem(options.dim, width))
+        if options.dim is None:
+            return []
+        problems = least_problems(options, dim=1)
+        if options.stem == "identity" and options.dim != width:
+            problems.append(_identity_problem(options.dim, width))
         return problems
 
     def decode(self, data: bytes, suffix: str, u: np.ndarray | None = None) -> Tensor:
