@@ -45,6 +45,7 @@ class Cohort:
     recipe: Recipe
     modalities: dict[str, Modality]
     num_classes: int | None
+    classes: tuple[str, ...]
     rounds: list[Round]
     arms: list[str]
     test: Index
@@ -127,6 +128,9 @@ class Member:
     def run(self) -> dict[str, Any]:
         """All rounds that are not in the last checkpoint, then the choice and the test set."""
         first = self._take_over()
+        total = self.recipe.schedule().total
+        before = sum(len(self._mine(self.cohort.units(i))) for i in range(first))
+        self.done_steps = before * total
         self.feed = Feed(
             self.cohort.modalities,
             [r.train for r in self.cohort.rounds],
@@ -161,7 +165,7 @@ class Member:
             self.feed.next,
             self.recipe.schedule(),
             evaluate=evaluate,
-            progress=lambda step: self.reporter.tick(before + step * len(fits)),
+            progress=lambda step: self.reporter.tick((before + step * len(fits)) / self.part[1]),
         )
         self.done_steps = before + self.recipe.schedule().total * len(fits)
         if self.split and self.rank > 0:
@@ -258,6 +262,8 @@ class Member:
                 weights = Path(folder) / f"round{number:04d}-{arm}-{point}.safetensors"
                 unit = Unit(arm, point, at.seed, at.shots)
                 mine[at.shots, arm, at.seed] = self._test(unit, at, weights, test)
+            if self.rank == 0:
+                self._save_model(Path(folder), outcomes, chosen)
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, (mine, self._placement()))
         accuracy_of = {key: value for part, _ in gathered for key, value in part.items()}
@@ -285,6 +291,29 @@ class Member:
                 return 100.0 * correct / labelled
             parts = (self._all(at.probe, target), self._all(at.val, target), test)
             return probe_test_accuracy(fit.learner, target, parts, self.recipe.probe.C)
+
+    def _save_model(
+        self,
+        folder: Path,
+        outcomes: Sequence[tuple[str, Outcome]],
+        chosen: dict[int | None, dict[str, int]],
+    ) -> None:
+        """The chosen UML fit of best validation (at the most shots): target path and recipe."""
+        shots = max(chosen, key=lambda k: float("inf") if k is None else k)
+        candidates = [
+            (outcome.val_accuracy, name)
+            for name, outcome in outcomes
+            if outcome.unit.shots == shots
+            and outcome.unit.arm == "uml"
+            and outcome.unit.point == chosen[shots]["uml"]
+        ]
+        _, name = max(candidates, key=lambda pair: pair[0])
+        model = Path(self.cohort.out) / "model"
+        model.mkdir(exist_ok=True)
+        shutil.copyfile(folder / f"{name}.safetensors", model / "model.safetensors")
+        (model / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
+        names = json.dumps(list(self.cohort.classes), ensure_ascii=False, indent=1)
+        (model / "classes.json").write_text(names + "\n", encoding="utf-8")
 
     def _placement(self) -> dict[str, Any]:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"

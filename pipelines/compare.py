@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         recipe=recipe,
         modalities=data.modalities,
         num_classes=num_classes(recipe, data),
+        classes=data.classes,
         rounds=make_all_rounds(recipe, data, out / "subsets"),
         arms=arms,
         test=data.test[recipe.target],

@@ -67,6 +67,7 @@ def open_data(recipe: Recipe) -> Data:
 
     Embedded worlds are generated on first use.
     """
+    assert recipe.data_root is not None  # `load` refuses a recipe without one
     if recipe.world is not None:
         from pipelines.prepare import ensure_world
 

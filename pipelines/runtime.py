@@ -56,7 +56,7 @@ def ray_session(workers: int = 1, streams: int = 1) -> Iterator[None]:
             dashboard_host="127.0.0.1",
             _temp_dir=folder,
             log_to_driver=bool(os.environ.get("UML_RAY_LOGS")),
-            logging_level="warning",
+            logging_level="error",
         )
         yield
     finally:

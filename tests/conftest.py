@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Several test processes and Ray workers share two cores: more threads only fight each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import pytest
+import yaml
+from PIL import Image
+
+from pipelines.streams.shards import Sample, write_classes, write_shards
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +42,78 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no folder of real data beside the checkout (../shared/data)")
     return folder
+
+
+CLASSES = ("red", "green", "blue")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of three classes in three modalities: coloured pictures, words, waves."""
+    folder = tmp_path_factory.mktemp("tiny")
+    rng = np.random.default_rng(7)
+    for split, per_class in (("train", 16), ("test", 10)):
+        samples: dict[str, list[Sample]] = {"image": [], "text": [], "wave": []}
+        for i in range(per_class * len(CLASSES)):
+            label = i % len(CLASSES)
+            key = f"{split}{i:04d}"
+            pixels = rng.integers(0, 120, (12, 12, 3), dtype=np.uint8)
+            pixels[..., label] += 100
+            picture = io.BytesIO()
+            Image.fromarray(pixels).save(picture, "PNG")
+            samples["image"].append(Sample(key, "png", picture.getvalue(), label))
+            words = f"{CLASSES[label]} thing number {rng.integers(1000)}"
+            samples["text"].append(Sample(key, "txt", words.encode(), label))
+            steps = int(rng.integers(3, 12))
+            wave = np.sin((label + 1) * np.arange(steps))[:, None] + 0.1 * rng.normal(size=(1, 2))
+            series = io.BytesIO()
+            np.save(series, wave.astype(np.float32))
+            samples["wave"].append(Sample(key, "npy", series.getvalue(), label))
+        for name, kind in (("image", "image"), ("text", "text"), ("wave", "sequence")):
+            write_shards(samples[name], str(folder), f"{name}-{split}", kind, per_shard=20)
+    write_classes(str(folder), CLASSES)
+    return folder
+
+
+@pytest.fixture
+def tiny_recipe(tiny_data: Path) -> dict[str, Any]:
+    """A recipe on `tiny_data` as plain types, small enough for seconds of training."""
+    return {
+        "name": "tiny",
+        "target": "image",
+        "shots": 4,
+        "data_root": str(tiny_data),
+        "modalities": {
+            "image": {
+                "kind": "image",
+                "train": "image-train-*.tar",
+                "test": "image-test-*.tar",
+                "size": 12,
+                "channels": [8, 8],
+            },
+            "text": {"kind": "text", "train": "text-train-*.tar", "vocab": 64},
+            "wave": {"kind": "sequence", "train": "wave-train-*.tar", "ratio": 0.5},
+        },
+        "model": {"width": 16, "depth": 1, "heads": 2},
+        "train": {
+            "steps": 12,
+            "batch_size": 8,
+            "validate_every": 4,
+            "checkpoint_every": 4,
+            "workers": 2,
+            "device": "cpu",
+        },
+        "seeds": [0, 1],
+    }
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path) -> Callable[[dict[str, Any]], str]:
+    """Writes a recipe given as plain types; returns its path."""
+
+    def write(recipe: dict[str, Any], name: str = "recipe.yaml") -> str:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+        return str(path)
+
+    return write

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from uml_core.arms import UNIMODAL
-from uml_core.recipe import Recipe, grid_points
+from uml_core.recipe import ARMS, Recipe, grid_points
 from uml_core.statistics import paired_gain
 
 
@@ -96,7 +96,8 @@ def conclude(
     """
     by_unit = {(o.unit.arm, o.unit.point, o.unit.seed): o for o in outcomes}
     arms: dict[str, dict[str, Any]] = {}
-    for arm, point in chosen.items():
+    for arm in sorted(chosen, key=ARMS.index):
+        point = chosen[arm]
         kept = [by_unit[arm, point, seed] for seed in recipe.seeds]
         points = grid_points(recipe.compare, arm not in UNIMODAL)
         arms[arm] = {
@@ -114,6 +115,7 @@ def conclude(
     gain = paired_gain(accuracy["uml"], accuracy[baseline])
     return {
         "target": recipe.target,
+        "auxiliary": recipe.active[1:],
         "shots": shots,
         "seeds": list(recipe.seeds),
         "arms": arms,

@@ -1,0 +1,148 @@
+"""`uml train` on a real worker group: files, equality over workers, exact resume, bad input."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from pipelines import cli
+from pipelines.train import Trace
+
+
+def consumed(out: Path) -> dict[str, dict[int, Counter]]:
+    """modality -> step -> multiset of keys, over all ranks."""
+    found: dict[str, dict[int, Counter]] = {}
+    for path in sorted((out / "trace").glob("rank-*.jsonl")):
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            steps = found.setdefault(entry["modality"], {})
+            steps.setdefault(entry["step"], Counter()).update(entry["keys"])
+    return found
+
+
+def losses(out: Path) -> list[float]:
+    curves = json.loads((out / "curves.json").read_text())["arms"]["uml"]["loss"]
+    return [value for name in sorted(curves) for value in curves[name][0] if value is not None]
+
+
+@pytest.mark.ray
+def test_two_workers_train_as_one_does(ray_cluster, tiny_recipe, write_recipe, tmp_path):
+    path = write_recipe(tiny_recipe)
+    for workers in (1, 2):
+        arguments = ["train", path, f"train.workers={workers}", "trace=true"]
+        assert cli.main([*arguments, "--out", str(tmp_path / f"w{workers}")]) == 0
+    one, two = tmp_path / "w1", tmp_path / "w2"
+    assert consumed(one) == consumed(two)
+    np.testing.assert_allclose(losses(one), losses(two), rtol=1e-5)
+    weights = [load_file(o / "checkpoint" / "model.safetensors") for o in (one, two)]
+    for name, value in weights[0].items():
+        np.testing.assert_allclose(value, weights[1][name], atol=1e-5, err_msg=name)
+    metrics = json.loads((two / "metrics.json").read_text())
+    assert metrics["target"] == "image" and metrics["steps"] == 12
+    assert (two / "report.html").stat().st_size > 1000
+    assert len(list((two / "trace").iterdir())) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_resumed_run_equals_the_uninterrupted_one(
+    ray_cluster, tiny_recipe, write_recipe, tmp_path
+):
+    """A run that ended after step 8 goes on to step 12 with one worker less."""
+    # With a constant rate the first 8 steps of a run of 8 and of a run of 12 are the same.
+    tiny_recipe["train"]["lr_schedule"] = "constant"
+    path = write_recipe(tiny_recipe)
+    assert cli.main(["train", path, "trace=true", "--out", str(tmp_path / "all")]) == 0
+    out = str(tmp_path / "parts")
+    assert cli.main(["train", path, "trace=true", "train.steps=8", "--out", out]) == 0
+    assert cli.main(["train", path, "trace=true", "train.workers=1", "--out", out, "--resume"]) == 0
+    assert consumed(tmp_path / "all") == consumed(tmp_path / "parts")
+    np.testing.assert_allclose(losses(tmp_path / "all"), losses(tmp_path / "parts"), rtol=1e-4)
+
+
+def test_the_trace_forgets_what_the_model_did_not_learn(tmp_path: Path):
+    first = [Trace(tmp_path, (rank, 2), 0) for rank in (0, 1)]
+    for step in range(3):
+        for trace in first:
+            trace.write(step, "image", [f"k{step}"])
+    Trace(tmp_path, (0, 1), 2).write(2, "image", ["again"])
+    lines = {
+        path.name: [json.loads(x) for x in path.read_text().splitlines()]
+        for path in (tmp_path / "trace").iterdir()
+    }
+    assert [x["keys"] for x in lines["rank-0.jsonl"]] == [["k0"], ["k1"], ["again"]]
+    assert [x["step"] for x in lines["rank-1.jsonl"]] == [0, 1]
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"modalities.image.train": "image-trian-*.tar"}, "did you mean 'image-train-"),
+    ({"train.stepz": 3}, "did you mean 'steps'?"),
+    ({"model.width": 15}, "not divisible"),
+    ({"shots": 400}, "class 'red' has 16 samples"),
+    ({"modalities.text.kind": "txt"}, "did you mean 'text'?"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), BAD, ids=lambda value: str(value)[:40])
+def test_bad_input_is_exit_code_2_and_writes_nothing(
+    change: dict[str, Any],
+    said: str,
+    tiny_recipe: dict[str, Any],
+    write_recipe: Callable[..., str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    overrides = [f"{key}={json.dumps(value)}" for key, value in change.items()]
+    out = tmp_path / "out"
+    code = cli.main(["train", write_recipe(tiny_recipe), *overrides, "--out", str(out)])
+    assert code == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_every_problem_is_listed_at_once(tiny_recipe, write_recipe, tmp_path, capsys):
+    tiny_recipe["train"]["stepz"] = 3
+    tiny_recipe["seeds"] = []
+    tiny_recipe["modalities"]["text"]["ratio"] = -1
+    assert cli.main(["train", write_recipe(tiny_recipe), "--out", str(tmp_path / "o")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("3 problems")
+    assert "stepz" in said and "seeds" in said and "text.ratio" in said
+
+
+def test_an_older_run_is_never_touched(tiny_recipe, write_recipe, tmp_path, capsys):
+    out = tmp_path / "older"
+    out.mkdir()
+    (out / "metrics.json").write_text("{}")
+    assert cli.main(["train", write_recipe(tiny_recipe), "--out", str(out)]) == 2
+    assert "already holds something" in capsys.readouterr().err
+    assert [p.name for p in out.iterdir()] == ["metrics.json"]
+
+
+def test_a_class_index_out_of_range_names_shard_and_key(
+    tiny_data, tiny_recipe, write_recipe, tmp_path, capsys
+):
+    import shutil
+
+    folder = tmp_path / "fewer"
+    shutil.copytree(tiny_data, folder)
+    (folder / "classes.json").write_text('["red", "green"]')
+    tiny_recipe["data_root"] = str(folder)
+    assert cli.main(["train", write_recipe(tiny_recipe), "--out", str(tmp_path / "o")]) == 2
+    said = capsys.readouterr().err
+    assert "label 2" in said and "image-train-000000.tar" in said and "train0002" in said
+
+
+def test_a_dry_run_says_what_would_run(tiny_recipe, write_recipe, tmp_path, capsys):
+    out = tmp_path / "dry"
+    assert cli.main(["train", write_recipe(tiny_recipe), "--dry-run", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "12 per fit" in said and "48 training samples" in said and "MiB per worker" in said
+    assert not out.exists()
