@@ -146,14 +146,6 @@ def _write(
     environment["placement"] = {"workers": metrics.pop("placement")}
     environment["quarantined"] = metrics["quarantined"]
     write_json(out / "environment.json", environment)
-    history = metrics.pop("history")
-    names = list(job.recipe.active)
-    curve = {
-        "steps": history["steps"],
-        "val_accuracy": [history["val_accuracy"]],
-        "loss": {name: [[at.get(name) for at in history["losses"]]] for name in names},
-    }
-    write_json(out / "curves.json", {"arms": {"uml" if len(names) > 1 else "unimodal": curve}})
     write_json(out / "metrics.json", metrics)
     save_samples(out, sample_inputs(job.recipe, data))
     write_report(out)

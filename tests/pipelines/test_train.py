@@ -28,8 +28,8 @@ def consumed(out: Path) -> dict[str, dict[int, Counter]]:
 
 
 def losses(out: Path) -> list[float]:
-    curves = json.loads((out / "curves.json").read_text())["arms"]["uml"]["loss"]
-    return [value for name in sorted(curves) for value in curves[name][0] if value is not None]
+    history = json.loads((out / "metrics.json").read_text())["history"]
+    return [at[name] for at in history["losses"] for name in sorted(at)]
 
 
 @pytest.mark.ray
