@@ -9,7 +9,6 @@ from pathlib import Path
 
 from uml_core.errors import RunError
 
-FUSE = 32  # bad samples one after the other: then it is not the samples
 LEAST = 4  # small sets may lose this many whatever the share says
 
 
@@ -19,7 +18,6 @@ class Quarantine:
     path    a file of JSON lines {"modality", "url", "key", "error"}, or None: kept in memory
     rows    samples the modality has
     budget  below 1: the share of rows that may be bad (at least 4); from 1 on: their number
-    fuse    bad samples in a row after which the run stops, whatever the budget
 
     Safe to use from several threads. What other ranks write to the same file is taken over when
     the next bad sample is met, so that the budget holds for all of them together.
@@ -29,19 +27,17 @@ class Quarantine:
         self,
         path: str | Path | None,
         budget: float = 0.01,
-        fuse: int = FUSE,
         *,
         modality: str = "",
         rows: int = 0,
     ) -> None:
         self.path = None if path is None else Path(path)
-        self.modality, self.rows, self.fuse = modality, rows, fuse
+        self.modality, self.rows = modality, rows
         self.limit = int(budget) if budget >= 1 else max(LEAST, int(budget * rows))
         if budget == 0:
             self.limit = 0
         self.errors: dict[tuple[str, str], str] = {}
         self._lock = threading.Lock()
-        self._in_a_row = 0
         self._read_to = 0
         self._load()
 
@@ -52,30 +48,29 @@ class Quarantine:
         """Whether (url, key) is known to be bad."""
         return sample in self.errors
 
-    def good(self) -> None:
-        """A sample was fine: the fuse starts again."""
-        self._in_a_row = 0
-
     def bad(self, url: str, key: str, error: str) -> None:
-        """Records a sample. Raises RunError when the budget or the fuse is used up."""
+        """Records a sample, once. Raises RunError when the budget is used up."""
         with self._lock:
-            self._in_a_row += 1
+            if (url, key) in self.errors:
+                return
             self._load()
             if (url, key) not in self.errors:
                 self.errors[url, key] = error
                 self._write({"modality": self.modality, "url": url, "key": key, "error": error})
             if len(self.errors) > self.limit:
-                raise RunError(self._advice(f"{len(self.errors)} of {self.rows} samples are bad"))
-            if self._in_a_row >= self.fuse:
-                raise RunError(self._advice(f"{self._in_a_row} samples in a row are bad"))
+                raise RunError(
+                    self.advice(
+                        f"{len(self.errors)} of {self.rows} samples cannot be used, at most "
+                        f"{self.limit} may be (the last: {key} in {url}: {error})"
+                    )
+                )
 
-    def _advice(self, what: str) -> str:
-        url, key = next(reversed(self.errors))
+    def advice(self, what: str) -> str:
+        """What happened and what the user can do about it."""
         where = f" All are listed in {self.path}." if self.path else ""
         return (
-            f"{self.modality}: {what}, at most {self.limit} may be (the last: {key} in {url}: "
-            f"{self.errors[url, key]}).{where} `uml verify` checks all shards; mend them, or "
-            "raise quarantine_budget, and run the same command with --resume"
+            f"{self.modality}: {what}.{where} `uml verify` checks all shards; mend them, or raise "
+            "quarantine_budget, and run the same command with --resume"
         )
 
     def _write(self, line: dict[str, str]) -> None:

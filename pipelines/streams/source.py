@@ -2,8 +2,8 @@
 
 A stream is a list of segments: stretches of plans, one after the other, in one execution for the
 whole run, so that neither an epoch nor the next run of a comparison has to wait for a start. The
-work is cut into chunks of whole batches, a few megabytes each: the first small, so that it comes
-soon, the others large enough that Ray's cost per task does not matter.
+work is cut into chunks of whole batches: the first are small, so that they come soon, the others
+large enough that Ray's cost per task does not matter.
 
 Nothing here imports torch: a read task needs numpy and pyarrow only.
 """
@@ -24,10 +24,14 @@ from pipelines.streams.shards import Index, read_places
 if TYPE_CHECKING:
     from ray.data import DataIterator, Dataset, ExecutionOptions
 
+    from pipelines.streams.assemble import Assembler
+
 CHUNK_BYTES = 8 << 20  # per task and block
-FIRST_BYTES = 512 << 10  # of the first chunks, doubled until CHUNK_BYTES
+CHUNK_ROWS = 4096  # per task
 MAX_CHUNKS = 4096  # tasks per stream; longer streams have larger tasks that emit several blocks
 READ_CPUS = 0.25  # a read task waits for disk or network most of the time
+DECODE_CPUS = 0.5
+TASKS = 2  # of one stream at a time
 STORE_BYTES = 64 << 20  # object store one stream may fill ahead of its consumer
 
 COLUMNS = pa.schema(
@@ -66,17 +70,17 @@ def slice_of(batch_size: int, rank: int, world: int) -> tuple[int, int]:
 
 
 def chunks_of(segments: Sequence[Segment], rank: int = 0, world: int = 1) -> list[Chunk]:
-    """All work of a rank in order, cut by expected bytes."""
-    costs = [_batch_bytes(segment, rank, world) for segment in segments]
+    """All work of a rank in order: one batch, two, four ... up to CHUNK_BYTES or CHUNK_ROWS."""
+    costs = [_batch_cost(segment, rank, world) for segment in segments]
     total = sum(cost * segment.count for cost, segment in zip(costs, segments, strict=True))
-    most = max(CHUNK_BYTES, total / MAX_CHUNKS)
-    chunks, target = [], float(FIRST_BYTES)
+    most = max(1.0, total / MAX_CHUNKS)
+    chunks, batches = [], 1
     for number, (segment, cost) in enumerate(zip(segments, costs, strict=True)):
         first, end = segment.first, segment.first + segment.count
         while first < end:
-            stop = min(end, first + max(1, int(target / cost)))
+            stop = min(end, first + min(batches, max(1, int(most / cost))))
             chunks.append(Chunk(number, first, stop))
-            first, target = stop, min(most, target * 2)
+            first, batches = stop, 2 * batches
     return chunks
 
 
@@ -104,19 +108,34 @@ def local_tables(segments: Sequence[Segment], rank: int = 0, world: int = 1) -> 
         yield from read_chunk(places, chunk, rank, world)
 
 
-def ray_dataset(segments: Sequence[Segment], rank: int = 0, world: int = 1) -> Dataset:
+def ray_dataset(
+    segments: Sequence[Segment],
+    rank: int = 0,
+    world: int = 1,
+    *,
+    decode: Assembler | None = None,
+) -> Dataset:
     """The stream as a Ray Dataset for one rank; iterate it by `ray_tables`.
 
-    Meant for Ray Train: ``datasets={f"{modality}-{rank}": lambda: ray_dataset(...)}`` with
-    `data_config()`, so that every start of the worker group plans the rest of the run anew.
+    decode  batches are decoded by it in the tasks (its places must be those of the segments) and
+            come as tables of `assemble.DECODED`; None: raw bytes, tables of `COLUMNS`
+
+    Built in the training worker, or through Ray Train as
+    ``datasets={f"{modality}-{rank}": lambda: ray_dataset(...)}`` with `data_config()`: either way
+    every start of the worker group plans the rest of the run anew.
     """
     import ray
 
     chunks = chunks_of(segments, rank, world)
     items = [{"segment": c.segment, "first": c.first, "stop": c.stop} for c in chunks]
-    read = partial(_read_task, ray.put(Places.of_segments(segments)), rank, world)
+    shared = ray.put(Places.of_segments(segments) if decode is None else decode)
     dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        read, batch_size=None, batch_format="pyarrow", num_cpus=READ_CPUS, zero_copy_batch=True
+        partial(_read_task if decode is None else _decode_task, shared, rank, world),
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        num_cpus=READ_CPUS if decode is None else DECODE_CPUS,
+        concurrency=TASKS,
     )
     dataset.context.execution_options = execution_options()
     dataset.context.target_max_block_size = 2 * CHUNK_BYTES
@@ -151,12 +170,39 @@ def ray_tables(source: DataIterator | Dataset) -> Iterator[pa.Table]:
 
 @dataclass(frozen=True)
 class Place:
-    """What a read task has to know of an index; arrays that Ray shares without copies."""
+    """What reading and decoding need of an index: arrays that Ray shares without copies."""
 
     urls: tuple[str, ...]
     shard_ids: np.ndarray
     offsets: np.ndarray
     sizes: np.ndarray
+    suffix_names: tuple[str, ...]
+    suffix_ids: np.ndarray
+
+    @classmethod
+    def of_index(cls, index: Index) -> Place:
+        names, ids = np.unique(np.asarray(index.suffixes, dtype=str), return_inverse=True)
+        return cls(
+            urls=tuple(shard.url for shard in index.shards),
+            shard_ids=index.shard_ids,
+            offsets=index.offsets,
+            sizes=index.sizes,
+            suffix_names=tuple(names.tolist()),
+            suffix_ids=ids.astype(np.uint8),
+        )
+
+    def suffix(self, row: int) -> str:
+        return self.suffix_names[self.suffix_ids[row]]
+
+    def where(self, row: int) -> tuple[str, int]:
+        """(url, offset): names a payload whatever index it is reached through."""
+        return self.urls[self.shard_ids[row]], int(self.offsets[row])
+
+    def read(self, rows: np.ndarray) -> list[bytes | None]:
+        """Payloads in the order of the rows; None where the shard ends too early."""
+        sizes = self.sizes[rows]
+        data = read_places(self.urls, self.shard_ids[rows], self.offsets[rows], sizes)
+        return [part if len(part) == n else None for part, n in zip(data, sizes, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -176,51 +222,47 @@ class Places:
         numbers = {name: number for number, name in enumerate(indices)}
         return cls(
             plans=tuple(segment.plan for segment in segments),
-            places=tuple(_place(index) for index in indices.values()),
+            places=tuple(Place.of_index(index) for index in indices.values()),
             place_of=tuple(numbers[id(segment.index)] for segment in segments),
         )
-
-
-def _place(index: Index) -> Place:
-    return Place(
-        urls=tuple(shard.url for shard in index.shards),
-        shard_ids=index.shard_ids,
-        offsets=index.offsets,
-        sizes=index.sizes,
-    )
 
 
 def _table(
     place: Place, segment: int, batches: np.ndarray, slots: np.ndarray, rows: np.ndarray
 ) -> pa.Table:
-    sizes = place.sizes[rows]
-    data = read_places(place.urls, place.shard_ids[rows], place.offsets[rows], sizes)
-    whole = [part if len(part) == size else None for part, size in zip(data, sizes, strict=True)]
     columns = [
         np.full(len(rows), segment, dtype=np.int32),
         batches,
         slots.astype(np.int32),
         rows,
-        pa.array(whole, pa.large_binary()),
+        pa.array(place.read(rows), pa.large_binary()),
     ]
     return pa.table(columns, schema=COLUMNS)
 
 
-def _read_task(places: Any, rank: int, world: int, work: pa.Table) -> Iterator[pa.Table]:
+def _read_task(shared: Any, rank: int, world: int, work: pa.Table) -> Iterator[pa.Table]:
     """What one Ray task does: the chunks named in `work`."""
     for item in work.to_pylist():
-        yield from read_chunk(_shared(places), Chunk(**item), rank, world)
+        yield from read_chunk(_fetched(shared), Chunk(**item), rank, world)
+
+
+def _decode_task(shared: Any, rank: int, world: int, work: pa.Table) -> Iterator[pa.Table]:
+    from pipelines.streams.assemble import decode_chunk
+
+    for item in work.to_pylist():
+        yield from decode_chunk(_fetched(shared), Chunk(**item), rank, world)
 
 
 @lru_cache(maxsize=8)
-def _shared(places: Any) -> Places:
-    """The stream's places, fetched once per worker process."""
+def _fetched(shared: Any) -> Any:
+    """What all tasks of a stream share, fetched once per worker process."""
     import ray
 
-    return ray.get(places)
+    return ray.get(shared)
 
 
-def _batch_bytes(segment: Segment, rank: int, world: int) -> float:
-    """Expected payload bytes of a rank's part of one batch."""
+def _batch_cost(segment: Segment, rank: int, world: int) -> float:
+    """A rank's part of one batch as a share of the largest chunk."""
     low, high = slice_of(segment.plan.batch_size, rank, world)
-    return max(1.0, float(segment.index.sizes.mean()) + 64) * max(1, high - low)
+    row = max(float(segment.index.sizes.mean()) / CHUNK_BYTES, 1 / CHUNK_ROWS)
+    return row * max(1, high - low)
