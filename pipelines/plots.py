@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def svg(fig: Figure) -> str:
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     # Ids are per figure; several figures share one page.
-    salt = f"f{abs(hash(text)) % 10**8}"
+    salt = f"f{zlib.crc32(text.encode()):08x}"
     text = re.sub(r'\bid="([^"]+)"', rf'id="{salt}-\1"', text)
     text = re.sub(r'(href="|url\()#', rf"\1#{salt}-", text)
     return text
