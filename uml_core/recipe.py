@@ -407,6 +407,8 @@ def _check_model(recipe: Recipe, names: Collection[str], problems: list[str]) ->
     model = recipe.model
     if model.heads > 0 and model.width > 0 and model.width % model.heads:
         problems.append(f"model.width: {model.width} is not divisible by {model.heads} heads")
+    if model.dropout == 1:
+        problems.append("model.dropout: must be below 1")
     if model.trunk == "none" and recipe.setting == "self_supervised":
         problems.append("model.trunk: the self-supervised setting needs the transformer trunk")
     if model.head_init == "random":

@@ -54,7 +54,7 @@ def build(
     Fields that are unknown or of a wrong type are reported and left at their defaults, required
     ones at their value in `blank`.
     """
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     good = dict(blank or {})
     for key, value in body.items():
         place = f"{where}.{key}" if where else str(key)
@@ -78,6 +78,11 @@ def build(
                 problems.append(f"{where}.{f.name}: missing" if where else f"{f.name}: missing")
             complete = complete and f.name in good
     return cls(**good) if complete else None
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _group(hint: Any) -> type | None:
