@@ -374,7 +374,7 @@ PLACES = list(places(from_dict(full()).to_dict()))
 
 
 @given(st.lists(st.tuples(st.sampled_from(PLACES), anything), max_size=4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_recipe_is_taken_or_refused_in_words(changes):
     raw = from_dict(full()).to_dict()
     for path, value in changes:
@@ -394,7 +394,7 @@ def test_any_recipe_is_taken_or_refused_in_words(changes):
 
 @given(st.lists(st.text(max_size=30) | st.sampled_from(PLACES).map(".".join), max_size=3), anything)
 @settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_any_override_is_taken_or_refused_in_words(tmp_path, places, value):
     path = tmp_path / "recipe.yaml"
@@ -409,7 +409,7 @@ def test_any_override_is_taken_or_refused_in_words(tmp_path, places, value):
 
 @given(st.text(alphabet="!&*<>{}[]:-,|'\"?@#% \n~ab01tinsmepyor/.\\", max_size=40))
 @settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_any_file_is_taken_or_refused_in_words(tmp_path, text):
     with pytest.raises(UserError):
