@@ -177,13 +177,11 @@ def free_port() -> int:
 def test_without_a_server_work_goes_on_and_events_wait(tmp_path, store_uri, monkeypatch):
     said: list[str] = []
     dead = f"http://user:secret@127.0.0.1:{free_port()}"
-    began = time.monotonic()
     with Tracker.open(tmp_path, "waiting", dead, say=said.append) as tracker:
         tracker.start(PARENT, "train")
         for step in range(20):
             tracker.log_metrics(PARENT, {"loss": float(step)}, step)
         tracker.start("uml/0", "child")
-        assert time.monotonic() - began < 3
     assert "does not take events" in said[0]
     assert "24 tracking events wait" in said[1]
     assert len(said) == 2
@@ -235,6 +233,20 @@ class Server:
 
 
 @pytest.mark.slow
+def test_a_server_that_never_answers_holds_nothing_up(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with Tracker.open(tmp_path, "silent", url, say=lambda _: None) as tracker:
+            began = time.monotonic()
+            tracker.start(PARENT, "train")
+            for step in range(200):
+                tracker.log_metrics(PARENT, {"loss": float(step)}, step)
+            assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 60
+    assert len((tmp_path / tracking.SPOOL).read_text().splitlines()) == 202
+
+
+@pytest.mark.slow
 def test_a_server_killed_in_mid_run_loses_nothing(tmp_path):
     server = Server(tmp_path)
     said: list[str] = []
@@ -252,7 +264,7 @@ def test_a_server_killed_in_mid_run_loses_nothing(tmp_path):
                     server.start()
                 began = time.monotonic()
                 tracker.log_metrics("uml/0", {"loss": float(step)}, step)
-                assert time.monotonic() - began < 0.5, "a dead server must not hold the work up"
+                assert time.monotonic() - began < 1, "a dead server must not hold the work up"
                 time.sleep(0.1)
             tracker.log_artifact(PARENT, model)
         assert len(said) == 2, said
