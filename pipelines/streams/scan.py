@@ -22,8 +22,17 @@ MAX_MEMBER_BYTES = 256 << 20  # one payload
 MAX_LABEL_BYTES = 64 << 10  # one .cls
 MAX_JSON_BYTES = 16 << 20  # one .json
 MAX_LABEL = 2**31 - 1
+MAX_HEADER_BYTES = 1 << 20  # long names and pax records, which `tarfile` reads into memory
+MAX_SKIP_BYTES = 64 << 30  # a member larger than this is not passed over
 MAX_PROBLEMS = 1000  # kept per shard; the rest is counted
 # As webdataset: the key is the path up to the first dot of the last component.
+_EXTENDED = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 _NAME = re.compile(r"^((?:.*/)?[^./]+)\.([^/]+)$", re.DOTALL)
 
 
@@ -106,6 +115,9 @@ class _Scan:
                 for count, member in enumerate(tar):
                     if count >= MAX_MEMBERS:
                         self.problem(None, f"more than {MAX_MEMBERS} members; the rest is left out")
+                        return
+                    if member.size > MAX_SKIP_BYTES:
+                        self.problem(None, f"a member claims {member.size} bytes; the scan ends")
                         return
                     self.member(tar, member)
                     tar.members.clear()  # type: ignore[attr-defined]  # else all headers stay
@@ -221,6 +233,13 @@ class _Scan:
 
 class _Member(tarfile.TarInfo):
     """Remembers why the archive ended: `tarfile` takes a damaged header for the end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:  # type: ignore[override]
+        info = super().frombuf(buf, encoding, errors)
+        if info.size > MAX_HEADER_BYTES and info.type in _EXTENDED:
+            raise tarfile.HeaderError(f"a header claims {info.size} bytes")
+        return info
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:  # type: ignore[override]

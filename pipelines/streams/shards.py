@@ -216,9 +216,10 @@ def load_index(pattern: str | Sequence[str], root: str, kind: str) -> Index:
     urls = expand(pattern, root)
     shards = load_shards(urls, kind)
     problems = [_emptiness(shard) for shard in shards if len(shard) == 0]
-    lists = {url: names for url in urls if (names := _read_classes(storage.folder_of(url)))}
+    folders = dict.fromkeys(storage.folder_of(url) for url in urls)
+    lists = {folder: names for folder in folders if (names := _read_classes(folder))}
     if len(set(lists.values())) > 1:
-        problems.append("class lists differ: " + ", ".join(f"{u}/{CLASSES_NAME}" for u in lists))
+        problems.append("class lists differ: " + ", ".join(f"{f}/{CLASSES_NAME}" for f in lists))
     if problems:
         raise UserError(problems)
     return Index(tuple(shards), next(iter(lists.values()), None))

@@ -32,7 +32,8 @@ MAX_CHUNKS = 4096  # tasks per stream; longer streams have larger tasks that emi
 READ_CPUS = 0.25  # a read task waits for disk or network most of the time
 DECODE_CPUS = 0.5
 TASKS = 2  # of one stream at a time
-STORE_BYTES = 64 << 20  # object store one stream may fill ahead of its consumer
+STORE_SHARE = 16  # a stream may fill this part of the object store ahead of its consumer
+STORE_BYTES = 64 << 20  # and at least this much
 
 COLUMNS = pa.schema(
     [
@@ -148,8 +149,20 @@ def execution_options() -> ExecutionOptions:
 
     return ExecutionOptions(
         preserve_order=True,
-        resource_limits=ExecutionResources.for_limits(object_store_memory=STORE_BYTES),
+        resource_limits=ExecutionResources.for_limits(object_store_memory=store_budget()),
     )
+
+
+def store_budget() -> int:
+    """Bytes of the object store that one stream may fill ahead of its consumer.
+
+    As much as is safe: while a stream is held back, Ray's executor polls in a tight loop and
+    takes the interpreter from the training thread beside it.
+    """
+    import ray
+
+    store = int(ray.cluster_resources().get("object_store_memory", 0))
+    return max(STORE_BYTES, store // STORE_SHARE)
 
 
 def data_config() -> Any:

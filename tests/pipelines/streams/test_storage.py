@@ -1,0 +1,229 @@
+import http.server
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.streams import storage
+from pipelines.streams.shards import Sample, load_index, read_rows, write_classes, write_shards
+from uml_core.errors import RunError, UserError
+
+
+def write_texts(folder: Path) -> Path:
+    samples = (Sample(f"{i:04d}", "txt", f"text {i}".encode() * 50, i % 2) for i in range(60))
+    write_shards(samples, str(folder), "text-train", "text", per_shard=30)
+    write_classes(str(folder), ["a", "b"])
+    return folder
+
+
+class Ranges(http.server.SimpleHTTPRequestHandler):
+    """Serves ranges; `drops` transfers break off in the middle, then all is well."""
+
+    drops = 0
+    status = 0
+    requests: list[str]
+
+    def do_GET(self):
+        self.requests.append(self.path)
+        path = Path(self.translate_path(self.path))
+        if self.status:
+            return self.send_error(self.status)
+        if not path.is_file():
+            return self.send_error(404)
+        data = path.read_bytes()
+        match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if match:
+            data = data[int(match[1]) : int(match[2]) + 1]
+        self.send_response(206 if match else 200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if Ranges.drops > 0:
+            Ranges.drops -= 1
+            data = data[: len(data) // 2]
+            self.close_connection = True
+        self.wfile.write(data)
+
+    def log_message(self, *args):
+        pass
+
+
+class Plain(http.server.SimpleHTTPRequestHandler):
+    """`python -m http.server`: no ranges."""
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def serve(tmp_path):
+    servers = []
+
+    def start(handler):
+        server = http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), partial(handler, directory=str(tmp_path))
+        )
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(Ranges, "drops", 0)
+    monkeypatch.setattr(Ranges, "requests", [], raising=False)
+    monkeypatch.setattr(Ranges, "status", 0)
+
+
+def test_ranges_come_in_the_order_asked_for(tmp_path):
+    path = tmp_path / "x.bin"
+    data = np.random.default_rng(0).bytes(100_000)
+    path.write_bytes(data)
+    offsets, sizes = [90_000, 5, 40_000, 0, 99_990], [100, 10, 0, 3, 50]
+    parts = storage.read_ranges(str(path), offsets, sizes)
+    assert parts == [data[o : o + n] for o, n in zip(offsets, sizes, strict=True)]
+    assert len(parts[-1]) == 10  # the file ends there
+
+
+def test_neighbouring_ranges_are_read_as_one():
+    spans = storage._spans(np.array([100, 0, 10_000]), np.array([10, 50, 5]), gap=60)
+    assert [span.tolist() for span in spans] == [[1, 0], [2]]
+    big = storage.SPAN_BYTES
+    assert len(storage._spans(np.array([0, big]), np.array([big, big]), gap=10)) == 2
+
+
+@pytest.mark.parametrize("handler", [Ranges, Plain])
+def test_shards_over_http(tmp_path, serve, handler):
+    local = load_index("text-train-*.tar", str(write_texts(tmp_path)), "text")
+    index = load_index("text-train-{000000..000001}.tar", serve(handler), "text")
+    assert index.keys == local.keys and index.classes == ("a", "b")
+    rows = np.random.default_rng(1).permutation(60)
+    assert read_rows(index, rows) == read_rows(local, rows)
+
+
+def test_a_foreign_shard_over_http_is_scanned_once(tmp_path, serve):
+    local = load_index("text-train-*.tar", str(write_texts(tmp_path)), "text")
+    (tmp_path / "index.json").unlink()
+    root = serve(Ranges)
+    index = load_index("text-train-{000000..000001}.tar", root, "text")
+    assert index.fingerprint == local.fingerprint and index.hashes == local.hashes
+    Ranges.requests.clear()
+    load_index("text-train-{000000..000001}.tar", root, "text")
+    assert not [path for path in Ranges.requests if path.endswith(".tar")]
+
+
+def test_dropped_connections_are_tried_again(tmp_path, serve, monkeypatch):
+    local = load_index("text-train-*.tar", str(write_texts(tmp_path)), "text")
+    (tmp_path / "index.json").unlink()
+    monkeypatch.setattr(storage, "STREAM_BLOCK", 10_000)  # several requests per shard
+    Ranges.drops = 4
+    index = load_index("text-train-{000000..000001}.tar", serve(Ranges), "text")
+    assert Ranges.drops == 0 and index.fingerprint == local.fingerprint
+    Ranges.drops = 3
+    assert read_rows(index, [59, 0]) == read_rows(local, [59, 0])
+    assert Ranges.drops == 0
+
+
+def test_a_connection_that_stays_broken_ends_with_advice(tmp_path, serve):
+    index = load_index("text-train-000000.tar", str(write_texts(tmp_path)), "text")
+    url = f"{serve(Ranges)}/text-train-000000.tar"
+    Ranges.drops = 10**6
+    with pytest.raises(RunError, match=r"after 6 attempts.*--resume"):
+        storage.read_ranges(url, index.offsets[:1], index.sizes[:1])
+
+
+def test_what_is_certain_is_not_tried_again(tmp_path, serve):
+    root = serve(Ranges)
+    with pytest.raises(RunError, match="has gone"):
+        storage.read_ranges(f"{root}/nothing.tar", [0], [10])
+    assert len(Ranges.requests) == 1
+    Ranges.status = 403
+    with pytest.raises(RunError, match="403"):
+        storage.read_ranges(f"{root}/secret.tar", [0], [10])
+    assert len(Ranges.requests) == 2
+
+
+def test_patterns(tmp_path, serve):
+    write_texts(tmp_path)
+    folder = tmp_path / "odd{name}"
+    folder.mkdir()
+    (folder / "a.tar").touch()
+    both = [str(tmp_path / f"text-train-00000{i}.tar") for i in range(2)]
+    assert storage.expand("text-train-*.tar", str(tmp_path)) == both
+    assert storage.expand("text-train-{000000..000001}.tar", str(tmp_path)) == both
+    assert storage.expand([both[1], "text-*.tar"], str(tmp_path)) == both[::-1]  # each once
+    assert storage.expand("odd{name}/a.tar", str(tmp_path)) == [str(folder / "a.tar")]
+    assert storage.expand("file://" + both[0]) == both[:1]
+    root = serve(Ranges)
+    url = f"{root}/text-train-000000.tar"
+    assert storage.expand("text-train-000000.tar", root) == [url] == storage.expand(url, "/x")
+    for pattern, problem in {
+        "text-train-{0..1.tar": "braces do not match",
+        "text-train-00000x.tar": r"did you mean 'text-train-00000[01].tar'",
+        f"{root}/*.tar": "cannot list",
+        f"{root}/nothing.tar": "there is no file",
+    }.items():
+        with pytest.raises(UserError, match=problem):
+            storage.expand(pattern, str(tmp_path))
+    with pytest.raises(UserError, match="no shard is named"):
+        storage.expand([])
+
+
+def put(url: str, data: bytes) -> None:
+    header = {"Content-Type": "application/octet-stream"}
+    urllib.request.urlopen(urllib.request.Request(url, data, header, method="PUT")).close()
+
+
+@pytest.fixture
+def s3(monkeypatch, tmp_path):
+    """A real S3 server (moto's) with an empty bucket `shards`."""
+    pytest.importorskip("moto.server", reason="needs moto[server] (extra dev)")
+    monkeypatch.undo()  # this fixture does wait
+    with open(tmp_path / "moto.log", "wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
+            stderr=subprocess.STDOUT,
+            stdout=log,
+        )
+    try:
+        for _ in range(300):
+            found = re.search(r"http://127\.0\.0\.1:\d+", (tmp_path / "moto.log").read_text())
+            if found:
+                break
+            time.sleep(0.1)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", found[0])
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        put(f"{found[0]}/shards", b"")
+        yield "s3://shards"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_shards_on_s3(tmp_path, s3):
+    local = load_index("text-train-*.tar", str(write_texts(tmp_path / "data")), "text")
+    for file in os.scandir(tmp_path / "data"):
+        target = f"{os.environ['AWS_ENDPOINT_URL']}/shards/set/{file.name}"
+        put(target, Path(file.path).read_bytes())
+    for pattern in ("text-train-*.tar", "text-train-{000000..000001}.tar"):
+        index = load_index(pattern, f"{s3}/set", "text")
+        assert index.fingerprint == local.fingerprint and index.classes == ("a", "b")
+    assert read_rows(index, [59, 3, 31]) == read_rows(local, [59, 3, 31])
+    with pytest.raises(UserError, match=r"did you mean 'text-train-00000\d.tar'"):
+        load_index("text-train-00000x.tar", f"{s3}/set", "text")
