@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from types import ModuleType
 
+from pipelines import terminal
 from uml_core.errors import RunError, UserError, near
 from uml_core.recipe import Recipe, load
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = importlib.import_module(f"pipelines.{verb}")
         return int(module.run(parser(verb, module).parse_intermixed_args(rest)))
     except UserError as error:
-        _list_problems(error.problems)
+        terminal.print_errors(error.problems)
         return 2
     except RunError as error:
         print(f"\nThe run failed: {error}", file=sys.stderr)
@@ -106,12 +107,6 @@ def out_folder(args: argparse.Namespace, name: str, *, resume: bool = False) -> 
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} already holds something: choose another --out, or remove it")
     return out
-
-
-def _list_problems(problems: Sequence[str]) -> None:
-    print(f"{len(problems)} problem{'s' * (len(problems) != 1)}:", file=sys.stderr)
-    for problem in problems:
-        print(f"  - {problem}", file=sys.stderr)
 
 
 if __name__ == "__main__":

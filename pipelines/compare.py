@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import cli, plots, provenance, terminal
+from pipelines.answer import sentence
 from pipelines.cohort import Cohort, Result, run_cohort, steps_of
 from pipelines.data import (
     Data,
@@ -175,6 +176,7 @@ def _track(
         for name in ("gain", "control_gain", "gain_over_control"):
             at = result.shots or 0
             tracker.log_metrics(PARENT, {name: entry[name]["mean"]}, at)
+    tracker.describe(PARENT, sentence(answer))
     for name in ("recipe.yaml", "compare.json", "compare.png", "report.html", "curves.json"):
         tracker.log_artifact(PARENT, out / name)
     if (out / "model").exists():

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import ray
 
 from pipelines.streams.plan import Plan
 from pipelines.streams.quarantine import Quarantine
-from pipelines.streams.reader import BatchStream, DecodedCache, load_all
+from pipelines.streams.reader import BatchStream, load_all, ray_stream
 from pipelines.streams.shards import Index, subset
-from pipelines.streams.source import Segment, ray_dataset, ray_tables
+from pipelines.streams.source import Segment
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
 
@@ -41,9 +44,9 @@ class Feed:
         start: tuple[int, Mapping[str, int]],
         budget: float,
         out: Path,
-        decode_threads: int = 1,
     ) -> None:
         first, cursor = start
+        decode_in = decode_place(part[1])
         self._first = self._round = first
         self._streams: dict[str, BatchStream] = {}
         self._quarantines: dict[str, Quarantine] = {}
@@ -64,15 +67,15 @@ class Feed:
             self._quarantines[name] = Quarantine(
                 out / "quarantine.jsonl", budget, modality=name, rows=rows
             )
-            self._streams[name] = BatchStream(
-                ray_tables(ray_dataset(segments, *part)),
+            self._streams[name] = ray_stream(
                 segments,
                 modality,
                 rank=part[0],
                 world=part[1],
-                decode_threads=decode_threads,
+                augment=augments(modality),
+                decode_in=decode_in,
                 quarantine=self._quarantines[name],
-                cache=DecodedCache(CACHE_BYTES),
+                cache_bytes=CACHE_BYTES,
             )
 
     def enter(self, number: int) -> None:
@@ -98,6 +101,19 @@ class Feed:
         """Ends all streams."""
         for stream in self._streams.values():
             stream.close()
+
+
+def augments(modality: Modality) -> bool:
+    """Whether training samples of this modality differ from one pass to the next."""
+    return getattr(modality.options, "augment", "none") != "none"
+
+
+def decode_place(ranks: int) -> Literal["tasks", "threads"]:
+    """Where samples are decoded: in the trainers while they have the cluster's cores to
+    themselves (nothing decoded travels between processes), in Ray tasks where cores are left."""
+    # Real cores, guessed from this node's: the logical CPUs of a local Ray say nothing of them.
+    cores = (os.cpu_count() or 1) * sum(bool(node["Alive"]) for node in ray.nodes())
+    return "tasks" if cores > 4 * ranks else "threads"
 
 
 def load_batches(index: Index, modality: Modality, part: tuple[int, int] = (0, 1)) -> list[Batch]:
