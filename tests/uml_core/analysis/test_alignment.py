@@ -69,6 +69,11 @@ def test_mutual_knn_by_hand_and_its_null():
     assert mutual_knn(x, y, k=1, permutations=9).value == 1.0
     swapped = y[[0, 2, 1, 3]]  # nearest now: 0-2, 1-2, 2-0, 3-1: none in common
     assert mutual_knn(x, swapped, k=1, permutations=9).value == 0.0
+    # Corners of a square, adjacent ones are neighbours. Of the three cycles through four corners
+    # one is the square itself (overlap 1), each other shares one neighbour per corner.
+    square = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    null = mutual_knn(square, square, k=2, permutations=2000)
+    assert null.null_mean == pytest.approx((1 + 0.5 + 0.5) / 3, abs=0.02)
     null = mutual_knn(X, OTHER, k=10, permutations=199)
     assert null.null_mean == pytest.approx(10 / 199, rel=0.05)
 

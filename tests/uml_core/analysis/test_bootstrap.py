@@ -86,5 +86,5 @@ def test_resample_keeps_strata_and_subsample_is_exact():
         assert np.bincount(strata[rows]).tolist() == [7, 2, 1]
     assert subsample(5, 5, 0).tolist() == [0, 1, 2, 3, 4]
     rows = subsample(1000, 10, 0)
-    assert len(set(rows)) == 10 and (np.diff(rows) > 0).all()
+    assert len(set(subsample(11, 10, 0))) == len(rows) == 10 and (np.diff(rows) > 0).all()
     assert rows.tolist() == subsample(1000, 10, 0).tolist() != subsample(1000, 10, 1).tolist()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import davies_bouldin_score, silhouette_samples
 
-from uml_core.analysis.separability import separability
+from uml_core.analysis.separability import _silhouettes, separability
 from uml_core.errors import UserError
 
 
@@ -31,6 +31,17 @@ def test_four_points_by_hand():
     # a = 1; b = 10.5 for the outer points and 9.5 for the inner ones.
     assert found.silhouette.value == pytest.approx((2 * 9.5 / 10.5 + 2 * 8.5 / 9.5) / 4)
     assert found.davies_bouldin.value == pytest.approx((0.5 + 0.5) / 10)
+
+
+def test_copies_of_a_sample_are_not_its_own_neighbours():
+    line = np.array([0.0, 1.0, 3.0, 10.0, 11.0])
+    copies = np.array([2.0, 1.0, 1.0, 1.0, 3.0])
+    found = _silhouettes(np.abs(line[:, None] - line), np.array([0, 0, 0, 1, 1]), copies)
+    # Sample 0, twice: a = (1 + 3) / 2, b = (10 + 3 * 11) / 4. Sample 1: a = (2 * 1 + 2) / 3.
+    assert found[0] == pytest.approx(1 - 2 / (43 / 4))
+    assert found[1] == pytest.approx(1 - (4 / 3) / (39 / 4))
+    # Sample 3: a = 1, b = (2 * 10 + 9 + 7) / 4.
+    assert found[3] == pytest.approx(1 - 1 / 9)
 
 
 def test_wider_classes_score_worse():

@@ -1,0 +1,234 @@
+"""One figure per analysis, drawn from its dataclass alone.
+
+Each function returns a `matplotlib.figure.Figure` that the caller saves (``figure.savefig``).
+matplotlib is imported on first use and pyplot is not touched, so drawing needs no display and is
+safe in any thread. Error bars and bands are the 95 % intervals of the dataclasses.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from uml_core.analysis.forecast import THRESHOLD
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from uml_core.analysis.alignment import Alignment
+    from uml_core.analysis.bootstrap import Estimate
+    from uml_core.analysis.decision_plane import DecisionPlane
+    from uml_core.analysis.exchange_rate import ExchangeRate
+    from uml_core.analysis.forecast import Forecast
+    from uml_core.analysis.gradients import GradientReport
+    from uml_core.analysis.margins import Margins
+    from uml_core.analysis.neurons import Neurons
+    from uml_core.analysis.prototypes import Prototypes
+    from uml_core.analysis.rank import EffectiveRank
+    from uml_core.analysis.separability import Separability
+
+# Okabe-Ito: told apart with any colour vision and in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+GREY = "#888888"
+
+
+def plot_alignment(named: Mapping[str, Sequence[Alignment]]) -> Figure:
+    """Measures of each named comparison beside what shuffled pairs give (up to its 95 % mark)."""
+    figure, (axes,) = _figure(1)
+    labels = [f"{name}\n{a.measure}" for name, group in named.items() for a in group]
+    found = [a for group in named.values() for a in group]
+    places = np.arange(len(found))
+    axes.bar(places, [a.value for a in found], width=0.6, color=COLOURS[0], label="measured")
+    axes.bar(
+        places,
+        [a.null_high for a in found],
+        width=0.8,
+        color=GREY,
+        alpha=0.6,
+        label="shuffled, 95 %",
+    )
+    for place, a in zip(places, found, strict=True):
+        axes.annotate(f"p = {a.p_value:.2g}", (place, a.value), ha="center", va="bottom")
+    axes.set_xticks(places, labels)
+    axes.set_ylim(0, 1.1)
+    axes.set_ylabel("alignment")
+    axes.legend(loc="upper left")
+    return figure
+
+
+def plot_margins(arms: Mapping[str, Margins]) -> Figure:
+    """Distribution of margins per arm, means with intervals; right of zero is classified right."""
+    figure, (axes,) = _figure(1)
+    every = np.concatenate([m.margins for m in arms.values()])
+    low, high = np.quantile(every, [0.005, 0.995])
+    bins = np.linspace(low, high, 41).tolist()
+    for colour, (name, m) in zip(COLOURS, arms.items(), strict=False):
+        text = f"{name}: mean {m.mean.value:.3g} [{m.mean.low:.3g}, {m.mean.high:.3g}]"
+        axes.hist(m.margins, bins, density=True, histtype="step", color=colour, label=text)
+        axes.axvspan(m.mean.low, m.mean.high, color=colour, alpha=0.25)
+    axes.axvline(0, color=GREY, lw=1)
+    axes.set_xlabel("functional margin (feature units)")
+    axes.set_ylabel("density")
+    axes.legend()
+    return figure
+
+
+def plot_separability(arms: Mapping[str, Separability]) -> Figure:
+    """Silhouette (larger is better) and Davies-Bouldin index (smaller is better) per arm."""
+    figure, (left, right) = _figure(2)
+    _dots(left, {name: s.silhouette for name, s in arms.items()}, "silhouette (larger = better)")
+    right_values = {name: s.davies_bouldin for name, s in arms.items()}
+    _dots(right, right_values, "Davies-Bouldin (smaller = better)")
+    return figure
+
+
+def plot_ranks(named: Mapping[str, EffectiveRank]) -> Figure:
+    """Effective rank per representation; the ticks name samples and dimensions."""
+    figure, (axes,) = _figure(1)
+    values = {f"{n}\n{r.samples} x {r.dimensions}": r.rank for n, r in named.items()}
+    _dots(axes, values, "effective rank (directions)")
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def plot_prototypes(found: Prototypes, names: Sequence[str] | None = None) -> Figure:
+    """Heat map of head rows against auxiliary class means, each row centred on its mean."""
+    figure, (axes,) = _figure(1, width=6.0, height=5.4)
+    centred = found.matrix - found.matrix.mean(1, keepdims=True)
+    limit = float(np.abs(centred).max()) or 1.0
+    image = axes.imshow(centred, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    figure.colorbar(image, ax=axes, label="inner product - row mean")
+    if names is not None and len(found.classes) <= 40:
+        shown = [names[c] for c in found.classes]
+        axes.set_xticks(range(len(shown)), shown, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(shown)), shown, fontsize=7)
+    axes.set_xlabel("class mean of the auxiliary modality")
+    axes.set_ylabel("row of the shared head")
+    axes.set_title(
+        f"diagonal {found.dominance.value:.2g} sd above its row "
+        f"(p = {found.p_value:.2g}), largest in {100 * found.hit_rate.value:.0f} % of rows"
+    )
+    return figure
+
+
+def plot_decision_plane(found: DecisionPlane, names: Sequence[str]) -> Figure:
+    """Samples of both classes in the plane; the vertical line is the boundary (paper F.2)."""
+    figure, (axes,) = _figure(1)
+    first = found.labels[np.flatnonzero(found.points[:, 0] > 0)]
+    order = sorted(set(found.labels.tolist()), key=lambda c: -np.sum(first == c))
+    for colour, marker, c in zip(COLOURS, "os", order, strict=False):
+        x, y = found.points[found.labels == c].T
+        axes.scatter(x, y, s=18, color=colour, marker=marker, alpha=0.7, label=names[c])
+    axes.axvline(0, color="black", lw=1)
+    axes.set_xlabel("along the difference of head rows")
+    axes.set_ylabel("class means, rest")
+    accuracy = found.accuracy
+    axes.set_title(
+        f"{100 * accuracy.value:.1f} % on the right side "
+        f"[{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+    )
+    axes.legend()
+    return figure
+
+
+def plot_neurons(found: Neurons, names: Sequence[str] | None = None) -> Figure:
+    """Correlations of all units in falling order per group; dashed: largest untrained |r|."""
+    figure, (axes,) = _figure(1)
+    groups = {"all": found.overall}
+    groups |= {(names[c] if names else f"class {c}"): u for c, u in found.by_class.items()}
+    for colour, (name, units) in zip(COLOURS, groups.items(), strict=False):
+        order = np.argsort(-units.r)
+        ranks = np.arange(len(order))
+        label = f"{name} (n = {units.samples}, {len(units.multimodal)} units beyond)"
+        axes.plot(ranks, units.r[order], color=colour, label=label)
+        axes.fill_between(ranks, units.low[order], units.high[order], color=colour, alpha=0.15)
+        for sign in (-1, 1):
+            axes.axhline(sign * units.baseline, color=colour, ls="--", lw=0.8)
+    axes.set_ylim(-1, 1)
+    axes.set_xlabel("unit, by falling correlation")
+    axes.set_ylabel("Pearson r between modalities")
+    axes.legend(fontsize=8)
+    return figure
+
+
+def plot_gradients(steps: Sequence[int], reports: Sequence[GradientReport]) -> Figure:
+    """Gradient norms per modality and cosines per pair on the shared weights over training."""
+    figure, (left, right) = _figure(2)
+    for colour, name in zip(COLOURS, reports[0].norm, strict=False):
+        left.plot(steps, [r.norm[name] for r in reports], color=colour, label=name)
+    if all(v > 0 for r in reports for v in r.norm.values()):
+        left.set_yscale("log")
+    left.set_ylabel("gradient norm on shared weights")
+    for colour, pair in zip(COLOURS, reports[0].cosine, strict=False):
+        right.plot(steps, [r.cosine[pair] for r in reports], color=colour, label=" / ".join(pair))
+    right.axhline(0, color=GREY, lw=1)
+    right.set_ylim(-1, 1)
+    right.set_ylabel("gradient cosine (below 0 = conflict)")
+    for axes in (left, right):
+        axes.set_xlabel("step")
+        if axes.lines and axes.get_legend_handles_labels()[1]:
+            axes.legend()
+    return figure
+
+
+def plot_exchange_rate(
+    found: ExchangeRate, target: str = "image", auxiliary: str = "text"
+) -> Figure:
+    """Level lines of the measured accuracies (solid) and of the plane (dashed)."""
+    figure, (axes,) = _figure(1)
+    levels = np.linspace(found.accuracy.min(), found.accuracy.max(), 9)[1:-1]
+    if levels[-1] > levels[0]:
+        x, y = found.auxiliary_shots, found.target_shots
+        lines = axes.contour(x, y, found.accuracy, levels=levels, cmap="viridis")
+        axes.clabel(lines, fmt="%.3g %%", fontsize=8)
+        plane = (
+            found.intercept.value
+            + found.target_slope.value * y[:, None]
+            + found.auxiliary_slope.value * x
+        )
+        axes.contour(x, y, plane, levels=levels, cmap="viridis", linestyles="dashed", alpha=0.6)
+    grid_x, grid_y = np.meshgrid(found.auxiliary_shots, found.target_shots)
+    axes.plot(grid_x.ravel(), grid_y.ravel(), ".", color=GREY)
+    axes.set_xlabel(f"{auxiliary} samples per class")
+    axes.set_ylabel(f"{target} samples per class")
+    axes.set_title(
+        _wrapped(f"{found.sentence} Dashed: plane, R2 = {found.r_squared:.2f}"), fontsize=8
+    )
+    return figure
+
+
+def plot_forecast(found: Mapping[str, Forecast]) -> Figure:
+    """Shared class geometry per auxiliary modality against the rule's threshold."""
+    figure, (axes,) = _figure(1)
+    known = {f"{n}\n{f.verdict}": f.geometry for n, f in found.items() if f.geometry is not None}
+    _dots(axes, known, "rank correlation of class similarities")
+    axes.axhline(THRESHOLD, color=GREY, ls="--", lw=1)
+    axes.axhline(0, color=GREY, lw=0.5)
+    return figure
+
+
+def _figure(columns: int, width: float = 5.0, height: float = 3.8) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height), layout="constrained")
+    return figure, list(np.atleast_1d(figure.subplots(1, columns)))
+
+
+def _dots(axes: Axes, values: Mapping[str, Estimate], label: str) -> None:
+    places = np.arange(len(values))
+    centre = np.array([e.value for e in values.values()])
+    low = np.array([e.low for e in values.values()])
+    high = np.array([e.high for e in values.values()])
+    ends = np.maximum([centre - low, high - centre], 0)
+    axes.errorbar(places, centre, yerr=ends, fmt="o", color=COLOURS[0], capsize=4)
+    axes.set_xticks(places, list(values))
+    axes.set_xlim(-0.5, len(values) - 0.5)
+    axes.set_ylabel(label)
+
+
+def _wrapped(text: str, width: int = 80) -> str:
+    return "\n".join(textwrap.wrap(text, width))
