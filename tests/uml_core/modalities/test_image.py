@@ -45,7 +45,7 @@ GREY = Pillow.fromarray(np.full((16, 16), 200, np.uint8))
         (GREY.convert("RGBA"), "PNG", {}),
         (GREY.convert("LA"), "PNG", {}),
         (GREY.convert("P"), "PNG", {}),
-        (Pillow.fromarray(np.full((16, 16), 200 * 257, np.uint16)), "PNG", {}),
+        (Pillow.fromarray(np.full((16, 16), 200 * 256 + 7, np.uint16)), "PNG", {}),
         (GREY, "JPEG", {}),
         (GREY.convert("RGB"), "JPEG", {"progressive": True}),
         (GREY.convert("RGB").convert("CMYK"), "JPEG", {}),
