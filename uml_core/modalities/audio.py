@@ -42,8 +42,10 @@ class Options:
     normalise: Literal["constants", "clip"] = option(
         "clip", "log-mel values: by fixed constants, or per clip to mean 0 and deviation 1"
     )
-    stem: Literal["conv", "patches"] = option(
-        "conv", "conv: strided convolutions over time, supervised only; patches: a token per group"
+    stem: Literal["auto", "conv", "patches"] = option(
+        "auto",
+        "conv: strided convolutions over time, supervised only; patches: a token per group of "
+        "spectra; auto: conv in the supervised setting, a token per spectrum in the other",
     )
     pool: bool = option(True, "conv: average the tokens of a clip to one")
     patch: int = option(4, "patches: spectra per token")
@@ -54,7 +56,7 @@ class Options:
 class Audio(Modality):
     """Clip -> log-mel spectrogram. An item is (mels, frames) float32.
 
-    x is (B, T, mels) for the conv stem, T spectra, and (B, T, patch * mels) for patches, T groups.
+    x is (B, T, patch * mels) for patches, T groups of spectra; else (B, T, mels), T spectra.
     """
 
     kind = "audio"
@@ -156,7 +158,7 @@ class Audio(Modality):
 
     def _positions(self, spectra: Tensor) -> Tensor:
         """(frames, mels) -> what one position holds: a spectrum, or a group of `patch` spectra."""
-        if self.options.stem == "conv":
+        if self.options.stem != "patches":
             return spectra
         patch = self.options.patch
         spectra = F.pad(spectra, (0, 0, 0, max(0, patch - len(spectra))))  # at least one group
@@ -164,7 +166,7 @@ class Audio(Modality):
         return spectra[: groups * patch].reshape(groups, -1)
 
     def stem(self, width: int, *, supervised: bool) -> nn.Module:
-        if self.options.stem == "conv":
+        if supervised and self.options.stem != "patches":
             return ConvStem(self._dim(), width, pool=self.options.pool)
         return FrameStem(self._dim(), width)
 
@@ -175,7 +177,7 @@ class Audio(Modality):
         return x
 
     def _dim(self) -> int:
-        return self.options.mels * (1 if self.options.stem == "conv" else self.options.patch)
+        return self.options.mels * (self.options.patch if self.options.stem == "patches" else 1)
 
 
 @functools.lru_cache(maxsize=16)

@@ -30,8 +30,10 @@ class Options:
     """Recipe fields of kind `image`."""
 
     size: int = option(32, "pixels per side; other sizes are cropped to a square and resized")
-    stem: Literal["conv", "vit"] = option(
-        "conv", "conv: three small strided convolutions, supervised only; vit: vision transformer"
+    stem: Literal["auto", "conv", "vit"] = option(
+        "auto",
+        "conv: three small strided convolutions, supervised only; vit: vision transformer; "
+        "auto: conv in the supervised setting, vit in the self-supervised one",
     )
     pool: bool = option(
         True,
@@ -166,8 +168,9 @@ class Image(Modality):
                 "stem: conv has no next patch to predict: use stem: vit in the self-supervised "
                 "setting."
             )
-        if options.stem == "vit" and not problems:
-            problems += _vit_problems(options, setting, width)
+        supervised = setting == "supervised"
+        if not problems and (options.stem == "vit" or not supervised):
+            problems += _vit_problems(options, width, supervised=supervised)
         return problems
 
     def decode(self, data: bytes, suffix: str, u: np.ndarray | None = None) -> Tensor:
@@ -216,9 +219,9 @@ class Image(Modality):
         return torch.stack(list(items)), None
 
     def stem(self, width: int, *, supervised: bool) -> nn.Module:
-        if self.options.stem == "conv":
-            return _Conv(self.options, width)
-        return (_ViT if supervised else _Patches)(self.options, width)
+        if not supervised:
+            return _Patches(self.options, width)
+        return (_ViT if self.options.stem == "vit" else _Conv)(self.options, width)
 
     def decoder(self, width: int) -> nn.Module:
         return nn.Linear(width, 3 * self.options.patch**2)
@@ -230,11 +233,11 @@ class Image(Modality):
         return F.unfold(normalise(x), patch, stride=patch).transpose(1, 2)
 
 
-def _vit_problems(options: Options, setting: str, width: int) -> list[str]:
+def _vit_problems(options: Options, width: int, *, supervised: bool) -> list[str]:
     problems = []
     if options.size % options.patch:
         problems.append(f"patch: {options.patch} does not divide size {options.size}.")
-    if setting == "supervised":
+    if supervised:
         if options.layers and width % options.heads:
             problems.append(f"heads: {options.heads} does not divide model.width {width}.")
         if options.pool and not options.layers:

@@ -32,8 +32,10 @@ class Options:
     vocab: int = option(4096, "hash buckets; bucket 0 is padding")
     max_tokens: int = option(64, "tokens kept of a text; the rest is cut off")
     max_chars: int = option(10_000, "texts of more characters are bad samples")
-    stem: Literal["bag", "tokens"] = option(
-        "bag", "bag: mean of the token embeddings, one token, supervised only; tokens: a series"
+    stem: Literal["auto", "bag", "tokens"] = option(
+        "auto",
+        "bag: mean of the token embeddings, supervised only; tokens: a series of embeddings; "
+        "auto: bag in the supervised setting, tokens in the self-supervised one",
     )
 
 
@@ -94,7 +96,7 @@ class Text(Modality):
         return pad_stack(items)
 
     def stem(self, width: int, *, supervised: bool) -> nn.Module:
-        stem = _Bag if self.options.stem == "bag" else _Tokens
+        stem = _Bag if supervised and self.options.stem != "tokens" else _Tokens
         return stem(self.options.vocab, width)
 
     def decoder(self, width: int) -> nn.Module:

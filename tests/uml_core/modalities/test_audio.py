@@ -163,6 +163,6 @@ def test_problems_are_sentences_that_say_what_to_do():
     def check(setting: str, **options: object) -> list[str]:
         return Audio.check(Options(**options), setting=setting, width=64, heads=4)
 
-    assert "stem: patches" in check("self_supervised")[0]
+    assert "stem: patches" in check("self_supervised", stem="conv")[0]
     assert check("self_supervised", stem="patches") == []
     assert len(check("supervised", sample_rate=0, seconds=0, mels=0, patch=0)) == 4

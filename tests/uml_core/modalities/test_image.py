@@ -196,7 +196,9 @@ def test_the_class_token_depends_on_every_patch():
 
 
 def test_problems_are_sentences_that_say_what_to_do():
-    assert "stem: vit" in check("self_supervised")[0]
+    assert "stem: vit" in check("self_supervised", stem="conv")[0]
+    assert "does not divide size 30" in check("self_supervised", size=30)[0]
+    assert check(size=30) == []
     assert "does not divide size 30" in check(stem="vit", size=30)[0]
     assert "heads: 3" in check(stem="vit", heads=3)[0]
     assert "layers" in check(stem="vit", layers=0)[0]

@@ -66,14 +66,14 @@ MAKE = {
 
 # kind, options, settings it is made for
 CASES = [
-    ("image", {"size": 16}, "supervised"),
+    ("image", {"size": 16}, "both"),
     ("image", {"size": 16, "stride": 2, "pool": False, "augment": "crop"}, "supervised"),
     ("image", {"size": 16, "augment": "shift"}, "supervised"),
     ("image", {"size": 16, "stem": "vit", "augment": "flip"}, "both"),
     ("image", {"size": 16, "stem": "vit", "pool": False, "layers": 1}, "supervised"),
-    ("text", {}, "supervised"),
+    ("text", {}, "both"),
     ("text", {"stem": "tokens", "unit": "char_ngram"}, "both"),
-    ("audio", {"sample_rate": 8000}, "supervised"),
+    ("audio", {"sample_rate": 8000}, "both"),
     ("audio", {"sample_rate": 8000, "pool": False, "augment": "shift"}, "supervised"),
     ("audio", {"sample_rate": 11025, "stem": "patches", "normalise": "constants"}, "both"),
     ("sequence", {}, "both"),
@@ -107,6 +107,15 @@ def test_each_kind_is_registered_under_its_name_with_suffixes():
 def test_each_option_has_a_default_and_a_sentence(kind):
     KINDS[kind].Options()
     assert all(f.metadata["help"] for f in dataclasses.fields(KINDS[kind].Options))
+
+
+@pytest.mark.parametrize("setting", ["supervised", "self_supervised"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_defaults_work_in_both_settings(kind, setting):
+    cls = KINDS[kind]
+    assert cls.check(cls.Options(), setting=setting, width=64, heads=4) == []
+    stem = build(kind, {}).stem(64, supervised=setting == "supervised")
+    assert isinstance(stem, torch.nn.Module)
 
 
 @pytest.mark.parametrize(("kind", "options", "setting"), EVERY)
