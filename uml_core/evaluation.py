@@ -34,7 +34,7 @@ def classifier_accuracy(name: str, batches: Sequence[Batch]) -> Evaluate:
 def probe_accuracy(
     name: str, train: Sequence[Batch], val: Sequence[Batch], grid: Sequence[float]
 ) -> Evaluate:
-    """Percent correct on `val` of a linear probe on the mean-pooled representation (paper B.4.1)."""
+    """Percent correct on `val` of a linear probe on mean-pooled tokens (paper B.4.1)."""
 
     def evaluate(fit: Fit) -> float:
         train_x, train_y = embeddings(fit.learner, name, train)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from uml_core.errors import UserError
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
+from uml_core.modalities.common import masked_mean
 from uml_core.objectives import (
     next_embedding_sum,
     next_embedding_terms,
@@ -177,13 +178,6 @@ class UnpairedLearner(nn.Module):
         """Weights that every modality uses: trunk and classifier."""
         shared = [m for m in (self.trunk, self.classifier) if m is not None]
         return [p for module in shared for p in module.parameters()]
-
-
-def masked_mean(r: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, T, D), (B, T) -> (B, D): mean over valid positions only."""
-    if mask is None:
-        return r.squeeze(1) if r.shape[1] == 1 else r.mean(1)
-    return (r * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def seeded(seed: int, name: str, build: Callable[[], T_]) -> T_:

@@ -83,7 +83,7 @@ def test_arms_and_seeds_are_nested_runs(finished: Path):
     assert all("test_accuracy" in r.data.metrics for r in children)
     [parent] = [r for r in runs if r not in children]
     assert len(parent.data.tags["dataset.sha256"]) == 64
-    assert "points" in parent.data.tags["mlflow.note.content"]
+    assert "unpaired text" in parent.data.tags["mlflow.note.content"]
 
 
 def test_a_comparison_needs_another_modality(tiny_recipe, write_recipe, tmp_path, capsys):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 
-class BadSample(ValueError):
+class BadSample(ValueError):  # noqa: N818 - it names the sample, as in "quarantine a bad sample"
     """A sample that cannot be decoded or breaks a cap; streams quarantine it."""
 
 

@@ -102,6 +102,5 @@ def pad_stack(items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
     """(B, T, W) -> (B, W), over the valid positions only."""
     if mask is None:
-        return x.mean(1)
-    weight = mask.unsqueeze(-1).to(x.dtype)
-    return (x * weight).sum(1) / weight.sum(1).clamp(min=1)
+        return x.squeeze(1) if x.shape[1] == 1 else x.mean(1)
+    return (x * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
