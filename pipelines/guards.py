@@ -1,0 +1,250 @@
+"""What would make a result dishonest: test content in train, pairs in disguise, wrong labels.
+
+Everything here is a pure function of indices; nothing is read from the shards again. Findings are
+sentences for a person, counts are plain types for reports.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipelines.streams.shards import Index
+from uml_core.errors import UserError, near
+
+EXAMPLES = 3
+MORE_THAN_CHANCE, LEAST_NUMBERS = 5, 10  # see `_beyond_chance`
+_LETTERS = re.compile(r"[^\W\d_]+")
+_SPLIT_WORDS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test"})
+
+
+def check(
+    train: Mapping[str, Index],
+    test: Mapping[str, Index],
+    *,
+    target: str,
+    allow_overlap: float,
+    val: Mapping[str, Index] | None = None,
+) -> tuple[list[str], dict[str, Any]]:
+    """All guards over modality -> index; returns (problems, report).
+
+    The report holds `overlap` per modality, `shared_sources` and the sentences in `warnings`.
+    Overlap is a problem for the target only, above the share `allow_overlap` of its test set.
+    """
+    groups: dict[str, dict[str, Index]] = {}
+    for split, part in (("train", train), ("val", val or {}), ("test", test)):
+        for name, index in part.items():
+            groups.setdefault(name, {})[split] = index
+    problems: list[str] = []
+    warnings: list[str] = []
+    overlap = overlaps(groups)
+    for name, found in overlap.items():
+        if name == target and found["share"] > allow_overlap:
+            problems.append(
+                f"{overlap_sentence(name, found)}. At most {allow_overlap:.1%} is allowed: remove "
+                "them from one side, or set allow_overlap"
+            )
+        elif found["shared"]:
+            warnings.append(overlap_sentence(name, found))
+    shared = shared_sources({name: list(splits.values()) for name, splits in groups.items()})
+    warnings += [source_sentence(item) for item in shared]
+    return problems, {"overlap": overlap, "shared_sources": shared, "warnings": warnings}
+
+
+# ---------------------------------------------------------------------------------- content
+
+
+def overlaps(groups: Mapping[str, Mapping[str, Index]]) -> dict[str, dict[str, Any]]:
+    """`content_overlap` of every modality (-> split -> index) that has a test split.
+
+    Validation samples count as seen: they choose the hyper-parameters.
+    """
+    out = {}
+    for name, splits in groups.items():
+        seen = [splits[part] for part in ("train", "val") if part in splits]
+        if seen and "test" in splits:
+            out[name] = content_overlap(seen, splits["test"])
+    return out
+
+
+def content_overlap(train: Sequence[Index], test: Index) -> dict[str, Any]:
+    """Test samples whose content hash also occurs in any of `train`.
+
+    Returns {"test": samples, "shared": how many, "share": 0..1, "examples": [[test key, train
+    key], ...]}.
+    """
+    seen: dict[str, str] = {}
+    for index in train:
+        seen.update(zip(index.hashes, index.keys, strict=True))
+    hits = [
+        [key, seen[digest]]
+        for key, digest in zip(test.keys, test.hashes, strict=True)
+        if digest in seen
+    ]
+    return {
+        "test": len(test),
+        "shared": len(hits),
+        "share": len(hits) / max(1, len(test)),
+        "examples": hits[:EXAMPLES],
+    }
+
+
+def overlap_sentence(name: str, found: Mapping[str, Any]) -> str:
+    """What `content_overlap` found, as a sentence without its full stop."""
+    pairs = ", ".join(f"{test} = {train}" for test, train in found["examples"])
+    return (
+        f"{name}: {found['shared']} of {found['test']} test samples ({found['share']:.1%}) also "
+        f"occur in train (test key = train key: {pairs})"
+    )
+
+
+# ----------------------------------------------------------------------------------- labels
+
+
+def check_classes(lists: Mapping[str, Sequence[str]]) -> None:
+    """Raises UserError with the differences when class lists (by the name of their data) differ."""
+    entries = list(lists.items())
+    problems = []
+    for (first, ours), (other, theirs) in zip(entries[:1] * len(entries), entries, strict=True):
+        if tuple(ours) != tuple(theirs):
+            problems.append(f"class lists differ: {_differences(first, ours, other, theirs)}")
+    if problems:
+        raise UserError(problems)
+
+
+def _differences(first: str, ours: Sequence[str], other: str, theirs: Sequence[str]) -> str:
+    parts = []
+    for name, mine, lacking, others in (
+        (first, ours, other, theirs),
+        (other, theirs, first, ours),
+    ):
+        extra = [f"'{c}'{near(c, set(others) - set(mine))}" for c in mine if c not in set(others)]
+        if extra:
+            more = f" and {len(extra) - EXAMPLES} more" if len(extra) > EXAMPLES else ""
+            parts.append(f"{name} has {', '.join(extra[:EXAMPLES])}{more}, which {lacking} lacks")
+    if not parts:
+        at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+        parts.append(
+            f"same names in another order: class {at} is '{ours[at]}' in {first} and "
+            f"'{theirs[at]}' in {other}"
+        )
+    return "; ".join(parts)
+
+
+def check_labels(index: Index, num_classes: int, where: str) -> list[str]:
+    """A sentence for each of the first labels that no class belongs to, with shard and key."""
+    rows = np.flatnonzero(index.labels >= num_classes)
+    problems = []
+    for row in rows[:EXAMPLES]:
+        shard, place = index.locate(int(row))
+        problems.append(
+            f"{where}: label {shard.labels[place]} of key {shard.keys[place]} in {shard.url} is "
+            f"out of range: there are {num_classes} classes, 0 to {num_classes - 1}"
+        )
+    if len(rows) > EXAMPLES:
+        problems.append(f"{where}: {len(rows) - EXAMPLES} more labels are out of range")
+    return problems
+
+
+# ---------------------------------------------------------------------------------- sources
+
+
+def shared_sources(parts: Mapping[str, Sequence[Index]]) -> list[dict[str, Any]]:
+    """Pairs in disguise: sources that samples of two modalities name alike.
+
+    parts: modality -> its indices (all splits). A source is compared without letter case, without
+    the file's suffix and, where one side gives more of the path, from the end. Numbers alone mean
+    nothing, for many data sets are simply numbered, unless far more agree than chance explains.
+    Returns one {"modalities": [a, b], "count", "share", "examples"} per pair that shares any;
+    share is of the modality with fewer sources.
+    """
+    classes = {
+        name.casefold() for indices in parts.values() for i in indices for name in i.classes or ()
+    }
+    words = _SPLIT_WORDS | {word for name in classes for word in _LETTERS.findall(name)}
+    ids = {name: _source_ids(indices) for name, indices in parts.items()}
+    found = []
+    for a, b in itertools.combinations(ids, 2):
+        common = _matches(ids[a], ids[b])
+        named = sorted(source for source in common if _is_named(source, words))
+        numbers = [source for source in common if not _is_named(source, words)]
+        if _beyond_chance(numbers, ids[a], ids[b], words):
+            named += sorted(numbers)
+        if named:
+            fewer = min(len(ids[a]), len(ids[b]))
+            found.append(
+                {
+                    "modalities": [a, b],
+                    "count": len(named),
+                    "share": len(named) / fewer,
+                    "examples": named[:EXAMPLES],
+                }
+            )
+    return found
+
+
+def source_sentence(item: Mapping[str, Any]) -> str:
+    """What `shared_sources` found for two modalities, as a sentence without its full stop."""
+    a, b = item["modalities"]
+    examples = ", ".join(f"'{source}'" for source in item["examples"])
+    count = f"{item['count']} source{'s' * (item['count'] != 1)}"
+    return (
+        f"{a} and {b} share {count} ({item['share']:.0%} of the smaller), such as {examples}: "
+        "pairs in disguise? A result on them says nothing about unpaired data"
+    )
+
+
+def _source_ids(indices: Sequence[Index]) -> set[str]:
+    out = set()
+    for index in indices:
+        for source in index.sources:
+            if source is not None:
+                path = source.replace("\\", "/").casefold()
+                out.add(re.sub(r"\.[a-z][a-z0-9]{0,4}$", "", path).strip("./ "))
+    return out - {""}
+
+
+def _matches(a: Collection[str], b: Collection[str]) -> set[str]:
+    """Ids of either side that the other side has, whole or as the end of a longer path."""
+    a, b = set(a), set(b)
+    return {end for one, other in ((a, b), (b, a)) for s in one for end in _ends(s) & other}
+
+
+def _ends(path: str) -> set[str]:
+    parts = path.split("/")
+    return {"/".join(parts[i:]) for i in range(len(parts))}
+
+
+def _is_named(source: str, words: Collection[str]) -> bool:
+    """Whether an id says more than a number within a class or split."""
+    return any(word not in words for word in _LETTERS.findall(source))
+
+
+def _beyond_chance(
+    common: Sequence[str], a: Collection[str], b: Collection[str], words: Collection[str]
+) -> bool:
+    """Whether two numbered sets agree far more often than two draws from one range would.
+
+    Two modalities numbered 1..N share every number by chance; two that share most of a few
+    thousand picture numbers out of a million do not. The range leaves out the outermost tenth,
+    which a single odd number would stretch.
+    """
+    sides = [_numbers(s for s in ids if not _is_named(s, words)) for ids in (a, b)]
+    if min(map(len, sides)) == 0:
+        return False
+    low, high = np.percentile(np.concatenate(sides), [5, 95])
+    counts = [int(((side >= low) & (side <= high)).sum()) for side in sides]
+    hits = _numbers(common)
+    shared = int(((hits >= low) & (hits <= high)).sum())
+    expected = counts[0] * counts[1] / (high - low + 1)
+    return shared >= LEAST_NUMBERS and shared > MORE_THAN_CHANCE * expected
+
+
+def _numbers(ids: Any) -> np.ndarray:
+    """The last number in each id (those of more than 15 digits are left out), as floats."""
+    runs = (re.findall(r"\d+", source) for source in ids)
+    return np.array([float(run[-1]) for run in runs if run and len(run[-1]) <= 15])

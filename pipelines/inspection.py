@@ -1,0 +1,142 @@
+"""One shard, read to its end: what is in it, what does not decode, what its index should say."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tarfile
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from pipelines.decoding import Decoder
+from pipelines.parallel import Job
+from pipelines.streams import storage
+from pipelines.streams.index import Shard, from_json, scan_shard, to_json
+from uml_core.errors import RunError, UserError
+from uml_core.modalities import KINDS
+from uml_core.modalities.base import BadSample
+from uml_core.modalities.common import load_array
+
+ROWS, READ_BYTES = 64, 32 << 20  # payloads read at once: at most so many, about so many bytes
+
+
+def check_shard(job: Job) -> Job:
+    """Reads one shard to its end and decodes every sample.
+
+    Returns {"shard": its index entry as it should be, "problems": [[key, cause]], "suffixes":
+    {suffix: members}, "dim": numbers per sample}, or {"problems"} where it cannot be read.
+    """
+    url, kind = job["url"], job["kind"]
+    options = {n: tuple(v) if isinstance(v, list) else v for n, v in job["options"].items()}
+    decoder = Decoder(kind, KINDS[kind].Options(**options))
+    try:
+        with tempfile.TemporaryDirectory(prefix="uml-verify-") as scratch:
+            path = _local(url, scratch)
+            shard = scan_shard(path, kind)
+            problems = [[p.key, p.cause] for p in shard.problems]
+            for key, cause in _undecodable(shard, decoder):
+                problems.append([key, cause])
+            suffixes = _member_suffixes(path)
+    except (OSError, RunError, UserError) as error:
+        return {"problems": [[None, f"cannot be read: {error}"]]}
+    return {
+        "shard": to_json(replace(shard, url=url)),
+        "problems": problems,
+        "suffixes": suffixes,
+        "dim": decoder.dim,
+    }
+
+
+def _local(url: str, scratch: str) -> str:
+    """The shard as a local file: a remote one is fetched once and read three times."""
+    if not storage.is_remote(url):
+        return url
+    path = os.path.join(scratch, "shard.tar")
+    with storage.open_stream(url) as stream, open(path, "wb") as file:
+        shutil.copyfileobj(stream, file, 1 << 20)
+    return path
+
+
+def _undecodable(shard: Shard, decoder: Decoder) -> Iterator[tuple[str, str]]:
+    start = 0
+    while start < len(shard):
+        stop, total = start, 0
+        while stop < len(shard) and stop - start < ROWS and total < READ_BYTES:
+            total += int(shard.sizes[stop])
+            stop += 1
+        rows = slice(start, stop)
+        payloads = storage.read_ranges(
+            shard.url, shard.offsets[rows].tolist(), shard.sizes[rows].tolist()
+        )
+        for row, data in enumerate(payloads, start):
+            cause = decoder.cause(data, shard.suffixes[row])
+            if cause is not None:
+                yield shard.keys[row], cause
+        start = stop
+
+
+def _member_suffixes(path: str) -> dict[str, int]:
+    """Members per suffix; those before the damage, where a tar is damaged."""
+    counts: Counter[str] = Counter()
+    try:
+        with tarfile.open(path, "r:", errors="backslashreplace") as tar:
+            for member in tar:
+                if member.isreg():
+                    counts[member.name.rpartition("/")[2].partition(".")[2].lower()] += 1
+                tar.members.clear()  # type: ignore[attr-defined]  # else all headers stay
+    except (tarfile.TarError, OSError, ValueError):
+        pass  # the scan has said so
+    return dict(counts)
+
+
+def kind_by_content(url: str) -> str | None:
+    """The kind of the first payload in a tar, None where nothing tells it."""
+    try:
+        with storage.open_stream(url) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+            for member in tar:
+                suffix = member.name.rpartition("/")[2].partition(".")[2].lower()
+                if suffix in ("npy", "npz") and (file := tar.extractfile(member)) is not None:
+                    array, _ = load_array(file.read(), suffix)
+                    return "sequence" if array.ndim > 1 and len(array) > 1 else "vector"
+                for kind, cls in KINDS.items():
+                    if suffix in cls.suffixes:
+                        return kind
+    except (tarfile.TarError, OSError, RunError, BadSample):
+        pass  # the check of the shard says what is wrong with it
+    return None
+
+
+def index_differences(entry: Any, shard: Shard) -> list[str]:
+    """What an entry of index.json says otherwise than the scanned tar."""
+    listed = from_json(entry, shard.url)
+    if listed is None:
+        return ["its entry is malformed: remove index.json, it is built again"]
+    if listed.sha256 != shard.sha256:
+        return [
+            f"the file has changed since it was indexed: sha256 {shard.sha256[:12]}, not "
+            f"{listed.sha256[:12]}; {len(shard)} samples, listed are {len(listed)}"
+        ]
+    if listed.kind != shard.kind:
+        return []  # another member of the same samples is listed
+    return [f"{name} differ from the tar" for name in _COLUMNS if not _equal(name, entry, shard)]
+
+
+_COLUMNS = (
+    "samples",
+    "bytes",
+    "class_histogram",
+    "keys",
+    "labels",
+    "offsets",
+    "sizes",
+    "suffixes",
+    "hashes",
+    "sources",
+)
+
+
+def _equal(name: str, entry: Mapping[str, Any], shard: Shard) -> bool:
+    return bool(entry.get(name) == to_json(shard)[name])

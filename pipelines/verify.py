@@ -1,0 +1,369 @@
+"""Checks shards before a run does: every tar, member, label and index entry, and leaks.
+
+    uml verify data/mine                 a folder of shards
+    uml verify 'data/a-*.tar' --kind image
+    uml verify shapes data_root=data/x   the shards of a recipe, with its caps
+
+Reads every byte, in parallel on Ray Data: tars whole, payloads decode, index.json tells the truth,
+labels lie within classes.json, no content in both train and test, no sources shared by two
+modalities. Writes verify.json into --out (never beside the shards). Exit 0: clean; 2: problems.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from pipelines import cli, guards, holdings, terminal
+from pipelines.inspection import check_shard, index_differences, kind_by_content
+from pipelines.parallel import Job, each
+from pipelines.prepare import ensure_world
+from pipelines.streams import storage
+from pipelines.streams.index import (
+    CLASSES_NAME,
+    INDEX_NAME,
+    MAX_INDEX_BYTES,
+    from_json,
+    read_json,
+)
+from pipelines.streams.shards import Index, expand
+from uml_core.errors import RunError, UserError
+from uml_core.modalities import KINDS
+from uml_core.recipe import Recipe
+
+SHOWN = 20  # problems in the table; verify.json holds all
+ALLOWED_OVERLAP = 0.01  # of a test split, where no recipe says otherwise
+ANNOTATIONS = frozenset({"cls", "json", "txt"})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="a recipe, or a folder, tar, glob or url of shards")
+    parser.add_argument("overrides", nargs="*", help="more shards, or fields of the recipe")
+    parser.add_argument("--kind", choices=sorted(KINDS), help="default: by index, name and suffix")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The shards of one modality and split, and how they decode."""
+
+    modality: str
+    split: str
+    kind: str
+    options: Any
+    urls: tuple[str, ...]
+
+
+@dataclass
+class Findings:
+    """Everything found. A problem is (shard or data, key or None, cause)."""
+
+    problems: list[tuple[str, str | None, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, where: str, key: str | None, cause: str) -> None:
+        self.problems.append((where, key, cause))
+
+
+def run(args: argparse.Namespace) -> int:
+    """The verb: returns the exit code."""
+    findings = Findings()
+    parts, target, allowed = _parts(args, findings)
+    if args.dry_run:
+        for part in parts:
+            print(f"{part.modality} {part.split}: {len(part.urls)} shards of kind {part.kind}")
+        return 0
+    out = cli.out_folder(args, "verify")
+    results = _check_shards(parts)
+    groups = _collect(parts, results, findings)
+    classes = _check_classes(groups, findings)
+    _check_index(groups, findings)
+    _check_leaks(groups, target, allowed, findings)
+    findings.report["modalities"] = {
+        name: {split: holdings.facts(index) for split, index in splits.items()}
+        for name, splits in groups.items()
+    }
+    findings.report["classes"] = classes
+    _write(out, findings)
+    _print(args, out, groups, findings)
+    return 2 if findings.problems else 0
+
+
+# ------------------------------------------------------------------------------- what to check
+
+
+def _parts(args: argparse.Namespace, findings: Findings) -> tuple[list[Part], str | None, float]:
+    """(what to check, the target if known, the share of overlap allowed)."""
+    named = args.source in cli.packaged() and not os.path.exists(args.source)
+    if named or args.source.endswith((".yaml", ".yml")):
+        args.recipe = args.source
+        recipe = cli.load_recipe(args)
+        return _recipe_parts(recipe), recipe.target, recipe.allow_overlap
+    urls = [url for source in [args.source, *args.overrides] for url in _urls(source)]
+    places: dict[tuple[str, str], list[str]] = {}
+    for url in dict.fromkeys(urls):
+        places.setdefault(holdings.place(url), []).append(url)
+    parts = []
+    for (modality, split), found in sorted(places.items()):
+        kind = args.kind or _kind_of(modality, found)
+        if kind is None:
+            findings.add(found[0], None, "no member tells its kind: give --kind")
+            continue
+        parts.append(Part(modality, split, kind, KINDS[kind].Options(), tuple(found)))
+    return parts, None, ALLOWED_OVERLAP
+
+
+def _recipe_parts(recipe: Recipe) -> list[Part]:
+    assert recipe.data_root is not None  # `load` refuses a recipe without one
+    if recipe.world is not None:
+        ensure_world(recipe.world, Path(recipe.data_root))
+    parts, problems = [], []
+    for name, spec in recipe.modalities.items():
+        for split in holdings.SPLITS:
+            if (pattern := getattr(spec, split)) is None:
+                continue
+            try:
+                urls = expand(pattern, recipe.data_root)
+                parts.append(Part(name, split, spec.kind, spec.options, tuple(urls)))
+            except UserError as error:
+                problems += [f"modalities.{name}.{split}: {p}" for p in error.problems]
+    if problems:
+        raise UserError(problems)
+    return parts
+
+
+def _urls(source: str) -> list[str]:
+    if storage.is_remote(source):
+        return expand(source if source.endswith(".tar") else f"{source.rstrip('/')}/*.tar")
+    return expand(f"{source}/*.tar" if os.path.isdir(source) else source)
+
+
+def _kind_of(modality: str, urls: Sequence[str]) -> str | None:
+    """The kind that index.json, the modality's name or the first payload tells."""
+    entry = _index_entries(urls[0]).get(storage.name_of(urls[0]))
+    if isinstance(entry, dict) and entry.get("kind") in KINDS:
+        return entry["kind"]
+    if modality.lower() in KINDS:
+        return modality.lower()
+    return next((kind for url in urls if (kind := kind_by_content(url)) is not None), None)
+
+
+def _index_entries(url: str) -> dict[str, Any]:
+    """Entries of the index.json beside a shard, by file name; empty without one."""
+    found = read_json(f"{storage.folder_of(url)}/{INDEX_NAME}", MAX_INDEX_BYTES)
+    shards = found.get("shards") if isinstance(found, dict) else None
+    return shards if isinstance(shards, dict) else {}
+
+
+# ------------------------------------------------------------------------------------ one shard
+
+
+def _check_shards(parts: Sequence[Part]) -> list[Job]:
+    jobs: list[Job] = []
+    for part in parts:
+        options = {n: list(v) if isinstance(v, tuple) else v for n, v in vars(part.options).items()}
+        jobs += [{"url": url, "kind": part.kind, "options": options} for url in part.urls]
+    sizes = [_size(job["url"]) for job in jobs]
+    return each(
+        check_shard,
+        jobs,
+        sizes=[1] * len(jobs),
+        cost=sum(sizes),
+        title="Verifying",
+        unit="shards",
+    )
+
+
+def _size(url: str) -> int:
+    try:
+        return storage.stat(url).size
+    except (OSError, RunError):
+        return 0
+
+
+# --------------------------------------------------------------------------------- all together
+
+
+def _collect(parts: Sequence[Part], results: Sequence[Job], findings: Findings) -> holdings.Groups:
+    """The indices as the tars themselves tell them; per-shard problems go into `findings`."""
+    groups: holdings.Groups = {}
+    dims: dict[str, dict[int, str]] = {}
+    others: Counter[str] = Counter()
+    left = iter(results)
+    for part in parts:
+        shards = []
+        for url in part.urls:
+            result = next(left)
+            for key, cause in result["problems"]:
+                findings.add(url, key, cause)
+            if "shard" not in result:
+                continue
+            shard = from_json(result["shard"], url)
+            assert shard is not None
+            shards.append(shard)
+            if result["dim"] is not None and len(shard):
+                dims.setdefault(part.modality, {}).setdefault(result["dim"], url)
+            known = {*KINDS[part.kind].suffixes, *ANNOTATIONS}
+            others.update({s: n for s, n in result["suffixes"].items() if s not in known})
+        if shards:
+            index = Index(tuple(shards), _classes_beside(part.urls[0], findings))
+            groups.setdefault(part.modality, {})[part.split] = index
+    for found in dims.values():
+        for dim, url in list(found.items())[1:]:
+            first, at = next(iter(found.items()))
+            findings.add(url, None, f"samples hold {dim} numbers, those of {at} {first}")
+    if others:
+        listed = ", ".join(f"{n} .{suffix}" for suffix, n in sorted(others.items()))
+        findings.warnings.append(f"members that nothing reads: {listed}")
+    return groups
+
+
+def _classes_beside(url: str, findings: Findings) -> tuple[str, ...] | None:
+    """The names in classes.json beside a shard; what is wrong with it becomes a problem."""
+    path = f"{storage.folder_of(url)}/{CLASSES_NAME}"
+    try:
+        storage.stat(path)
+    except (OSError, RunError):
+        return None
+    names = read_json(path, MAX_INDEX_BYTES)
+    good = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if good and len(set(names)) == len(names):
+        return tuple(names)
+    problem = (path, None, "not a JSON list of different names")
+    if problem not in findings.problems:
+        findings.problems.append(problem)
+    return None
+
+
+def _check_classes(groups: holdings.Groups, findings: Findings) -> list[str] | None:
+    """Class lists agree, labels lie within them, no class is without training samples."""
+    every = [(f"{name} ({split})", i) for name, s in groups.items() for split, i in s.items()]
+    lists = {where: index.classes for where, index in every if index.classes is not None}
+    try:
+        guards.check_classes(lists)
+    except UserError as error:
+        for problem in error.problems:
+            findings.add(CLASSES_NAME, None, problem)
+    for _, index in every:
+        if index.classes is None:
+            continue
+        for row in (index.labels >= len(index.classes)).nonzero()[0]:
+            shard, place = index.locate(int(row))
+            label, last = shard.labels[place], len(index.classes) - 1
+            findings.add(
+                shard.url, shard.keys[place], f"label {label} is out of range: classes 0 to {last}"
+            )
+    for name, splits in groups.items():
+        train = splits.get("train")
+        if train is not None and train.classes and (train.labels >= 0).any():
+            counts = holdings.facts(train)["class_histogram"]
+            empty = [c for c in train.classes if not counts[c]]
+            if empty:
+                findings.warnings.append(
+                    f"{name}: no training sample of {len(empty)} classes, e.g. '{empty[0]}'"
+                )
+    return list(next(iter(lists.values()))) if lists else None
+
+
+def _check_index(groups: holdings.Groups, findings: Findings) -> None:
+    """index.json, where there is one, against what the tars hold."""
+    shards = [shard for s in groups.values() for index in s.values() for shard in index.shards]
+    for folder in dict.fromkeys(storage.folder_of(shard.url) for shard in shards):
+        entries = _index_entries(f"{folder}/-")
+        inside = [shard for shard in shards if storage.folder_of(shard.url) == folder]
+        if not entries:
+            continue
+        for shard in inside:
+            entry = entries.get(storage.name_of(shard.url))
+            if entry is None:
+                findings.warnings.append(f"{shard.url} is not in index.json: it will be scanned")
+            else:
+                for cause in index_differences(entry, shard):
+                    findings.add(shard.url, None, f"index.json: {cause}")
+        for name in sorted(entries):
+            if not storage.is_remote(folder) and not os.path.exists(f"{folder}/{name}"):
+                findings.add(f"{folder}/{name}", None, "listed in index.json, but missing")
+
+
+def _check_leaks(
+    groups: holdings.Groups, target: str | None, allowed: float, findings: Findings
+) -> None:
+    """Content in train and test, and pairs in disguise.
+
+    Without a recipe any data may be the target, except texts: equal short ones are no leak, people
+    just write the same things twice.
+    """
+    overlap = guards.overlaps(groups)
+    for name, found in overlap.items():
+        kind = groups[name]["test"].shards[0].kind
+        strict = name == target if target else kind != "text"
+        if found["share"] > allowed and strict:
+            findings.add(name, None, guards.overlap_sentence(name, found))
+        elif found["shared"]:
+            findings.warnings.append(guards.overlap_sentence(name, found))
+    shared = guards.shared_sources({n: list(s.values()) for n, s in groups.items()})
+    for item in shared:
+        findings.add(" and ".join(item["modalities"]), None, guards.source_sentence(item))
+    findings.report |= {"overlap": overlap, "shared_sources": shared}
+
+
+# ------------------------------------------------------------------------------------- telling
+
+
+def _write(out: Path, findings: Findings) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    content = {
+        "clean": not findings.problems,
+        "problems": [{"shard": w, "key": k, "cause": c} for w, k, c in findings.problems],
+        "warnings": findings.warnings,
+        **findings.report,
+    }
+    text = json.dumps(content, indent=1)
+    (out / "verify.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _print(
+    args: argparse.Namespace, out: Path, groups: holdings.Groups, findings: Findings
+) -> None:
+    if args.json:
+        print((out / "verify.json").read_text(encoding="utf-8"), end="")
+        return
+    screen = terminal.console()
+    screen.print(holdings.summary(groups))
+    if findings.problems:
+        count = len(findings.problems)
+        screen.print(Text(f"\n{count} problem{'s' * (count != 1)}", style="bold red"))
+        screen.print(_table(findings.problems[:SHOWN]))
+        if count > SHOWN:
+            screen.print(f"... and {count - SHOWN} more in verify.json")
+    for warning in findings.warnings:
+        screen.print(f"Note: {warning}", soft_wrap=True)
+    if not findings.problems:
+        screen.print(Text("\nNo problem found.", style="bold green"))
+    screen.print(f"Details: {holdings.shown_path(out / 'verify.json')}", soft_wrap=True)
+
+
+def _table(problems: Sequence[tuple[str, str | None, str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, safe_box=True)
+    table.add_column("shard", overflow="fold", max_width=26)
+    table.add_column("key", overflow="fold", max_width=22)
+    table.add_column("cause", overflow="fold")
+    for where, key, cause in problems:
+        name = storage.name_of(where) if where.endswith((".tar", ".json")) else where
+        table.add_row(name, key or "-", cause)
+    return table
+
+
+if __name__ == "__main__":
+    raise SystemExit(cli.main(["verify", *sys.argv[1:]]))

@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from pipelines import cli
+from pipelines.streams.shards import Sample, write_classes, write_shards
+
+
+def png(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def wav(seed: int) -> bytes:
+    out = io.BytesIO()
+    noise = np.random.default_rng(seed).normal(0, 0.1, 800)
+    soundfile.write(out, noise, 8000, format="WAV")
+    return out.getvalue()
+
+
+def npy(seed: int, width: int = 3) -> bytes:
+    out = io.BytesIO()
+    np.save(out, np.random.default_rng(seed).normal(size=(5, width)).astype(np.float32))
+    return out.getvalue()
+
+
+def images(folder: Path, split: str, seeds: range, **fields: Any) -> Path:
+    samples = [
+        Sample(f"k{seed}", "png", png(seed), seed % 2, fields.get("source", "pic{}").format(seed))
+        for seed in seeds
+    ]
+    return Path(write_shards(samples, str(folder), f"image-{split}", "image")[0])
+
+
+def tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A clean data set: images in two splits and a few sounds."""
+    folder = tmp_path / "data"
+    images(folder, "train", range(10))
+    images(folder, "test", range(100, 104))
+    sounds = [Sample(f"s{i}", "wav", wav(i), i % 2, f"take{i}") for i in range(4)]
+    write_shards(sounds, str(folder), "audio-train", "audio")
+    write_classes(str(folder), ["cat", "dog"])
+    return folder
+
+
+def verify(tmp_path: Path, *words: object) -> tuple[int, dict[str, Any]]:
+    """(exit code, verify.json)."""
+    number = sum(1 for _ in tmp_path.glob("report*"))
+    out = tmp_path / f"report{number}"
+    code = cli.main(["verify", *map(str, words), "--out", str(out)])
+    path = out / "verify.json"
+    return code, json.loads(path.read_text()) if path.exists() else {}
+
+
+def widest(shown: str) -> int:
+    """Characters of the widest line; paths are never broken and do not count."""
+    return max(len(line) for line in shown.splitlines() if not line.startswith("Details:"))
+
+
+def causes(report: dict[str, Any]) -> list[tuple[str, str | None, str]]:
+    return [(Path(p["shard"]).name, p["key"], p["cause"]) for p in report["problems"]]
+
+
+def test_clean_data(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in data.iterdir()}
+    code, report = verify(tmp_path, data)
+    assert (code, report["clean"], report["problems"]) == (0, True, [])
+    train = report["modalities"]["image"]["train"]
+    assert (train["samples"], train["shards"], train["kind"]) == (10, 1, "image")
+    assert train["class_histogram"] == {"cat": 5, "dog": 5}
+    assert report["classes"] == ["cat", "dog"]
+    assert report["overlap"]["image"]["test"] == 4 and report["shared_sources"] == []
+    assert before == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in data.iterdir()}
+    shown = capsys.readouterr().out
+    assert "No problem found" in shown and widest(shown) <= 80
+
+
+@pytest.mark.ray
+def test_on_ray_data_the_report_is_the_same(ray_cluster: None, data: Path, tmp_path: Path) -> None:
+    (data / "image-train-000000.tar").write_bytes(b"torn")
+    code, on_ray = verify(tmp_path, data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ray.is_initialized", lambda: False)
+        assert (code, on_ray) == verify(tmp_path, data)
+    assert code == 2 and causes(on_ray)[0][0] == "image-train-000000.tar"
+
+
+def test_problems_of_members_are_told_with_shard_and_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = [
+        ("good.png", png(1)),
+        ("good.cls", b"0"),
+        ("torn.png", png(2)[:70]),
+        ("torn.cls", b"0"),
+        ("void.png", b""),
+        ("words.cls", b"1"),
+        ("split.png", png(3)),
+        ("other.png", png(4)),
+        ("split.cls", b"1"),
+        ("twice.png", png(5)),
+        ("twice.png", png(6)),
+        ("label.png", png(7)),
+        ("label.cls", b"cat"),
+        ("extra.png", png(8)),
+        ("extra.boxes", b"1 2 3 4"),
+    ]
+    tar(tmp_path / "d" / "image-train-000000.tar", members)
+    code, report = verify(tmp_path, tmp_path / "d")
+    found = {key: cause for _, key, cause in causes(report)}
+    assert code == 2 and not report["clean"]
+    assert set(found) == {"torn", "void", "words", "split", "twice", "label"}
+    assert "cannot be decoded" in found["torn"]
+    assert ".png is empty" in found["void"]
+    assert "has no member with suffix png" in found["words"]
+    assert "not next to each other" in found["split"]
+    assert "two .png members" in found["twice"]
+    assert ".cls cannot be used" in found["label"]
+    assert report["warnings"] == ["members that nothing reads: 1 .boxes"]
+    shown = capsys.readouterr().out
+    assert "6 problems" in shown and widest(shown) <= 80
+
+
+def test_a_cut_tar_and_one_that_is_none(data: Path, tmp_path: Path) -> None:
+    whole = (data / "image-train-000000.tar").read_bytes()
+    (data / "image-train-000000.tar").write_bytes(whole[: len(whole) // 2])
+    (data / "image-test-000000.tar").write_bytes(b"<html>not found</html>")
+    code, report = verify(tmp_path, data)
+    found = [(shard, cause) for shard, _, cause in causes(report)]
+    assert code == 2
+    assert any(s == "image-train-000000.tar" and "cut off" in c for s, c in found)
+    assert any(s == "image-test-000000.tar" for s, c in found)
+    assert any("the file has changed since it was indexed" in c for _, c in found)
+    assert report["modalities"]["audio"]["train"]["samples"] == 4
+
+
+def test_index_json_is_held_against_the_tars(data: Path, tmp_path: Path) -> None:
+    path = data / "index.json"
+    index = json.loads(path.read_text())
+    shards = index["shards"]
+    shards["image-train-000000.tar"]["offsets"][3] += 512
+    shards["image-train-000000.tar"]["samples"] = 11
+    shards["image-test-000000.tar"]["keys"] = "nonsense"
+    shards["gone.tar"] = dict(shards["audio-train-000000.tar"])
+    del shards["audio-train-000000.tar"]
+    path.write_text(json.dumps(index))
+    code, report = verify(tmp_path, data)
+    assert code == 2
+    assert {(shard, cause) for shard, _, cause in causes(report)} == {
+        ("image-train-000000.tar", "index.json: samples differ from the tar"),
+        ("image-train-000000.tar", "index.json: offsets differ from the tar"),
+        (
+            "image-test-000000.tar",
+            "index.json: its entry is malformed: remove index.json, it is built again",
+        ),
+        ("gone.tar", "listed in index.json, but missing"),
+    }
+    assert len(report["warnings"]) == 1 and "is not in index.json" in report["warnings"][0]
+
+
+def test_labels_beyond_the_class_list_and_empty_classes(data: Path, tmp_path: Path) -> None:
+    write_classes(str(data), ["cat"])
+    code, report = verify(tmp_path, data)
+    assert code == 2 and len(report["problems"]) == 9  # every second sample of 18
+    assert ("image-test-000000.tar", "k101", "label 1 is out of range: classes 0 to 0") in causes(
+        report
+    )
+    write_classes(str(data), ["cat", "dog", "cow"])
+    code, report = verify(tmp_path, data)
+    assert code == 0
+    assert report["warnings"] == [
+        f"{name}: no training sample of 1 classes, e.g. 'cow'" for name in ("audio", "image")
+    ]
+    (data / "classes.json").write_text('{"cat": 0}')
+    code, report = verify(tmp_path, data)
+    assert causes(report) == [("classes.json", None, "not a JSON list of different names")]
+
+
+def test_class_lists_that_disagree(data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write_shards([Sample("t", "txt", b"purr", 0)], str(other), "text-train", "text")
+    write_classes(str(other), ["dog", "cat"])
+    code, report = verify(tmp_path, data, other)
+    assert code == 2 and "class 0 is 'cat' in audio (train)" in report["problems"][0]["cause"]
+
+
+def test_content_of_the_test_split_in_train(data: Path, tmp_path: Path) -> None:
+    images(data, "test", range(9, 14))
+    code, report = verify(tmp_path, data)
+    assert code == 2
+    (problem,) = report["problems"]
+    assert problem["shard"] == "image" and "1 of 5 test samples (20.0%)" in problem["cause"]
+    assert report["overlap"]["image"]["examples"] == [["k9", "k9"]]
+
+
+def test_equal_texts_are_told_but_no_problem(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        words = [Sample(f"w{i}", "txt", w, 0) for i, w in enumerate((b"a cat", split.encode()))]
+        write_shards(words, str(tmp_path / "d"), f"text-{split}", "text")
+    code, report = verify(tmp_path, tmp_path / "d")
+    assert code == 0 and "text: 1 of 2 test samples" in report["warnings"][0]
+
+
+def test_pairs_in_disguise(data: Path, tmp_path: Path) -> None:
+    sounds = [Sample(f"s{i}", "wav", wav(i + 50), 0, f"pic{i}") for i in range(4)]
+    write_shards(sounds, str(data), "audio-train", "audio")
+    code, report = verify(tmp_path, data)
+    (problem,) = report["problems"]
+    assert code == 2 and "audio and image share 4 sources (100%" in problem["cause"]
+
+
+def test_kinds_are_told_by_index_name_and_content(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    write_shards([Sample("a", "npy", npy(0), 0)], str(folder), "pen-train", "sequence")
+    write_shards([Sample("a", "npy", npy(1)[:-12], 0)], str(folder), "image-train", "sequence")
+    (folder / "index.json").rename(tmp_path / "index.json")
+    tar(folder / "text-train-0.tar", [("a.txt", b"word"), ("a.npy", npy(2))])
+    tar(folder / "scans.tar", [("a.json", b"{}"), ("a.jpg", png(0))])
+    code, report = verify(tmp_path, folder, "--dry-run")
+    (folder / "image-train-000000.tar").unlink()
+    tar(folder / "vague-train-0.tar", [("a.json", b"{}")])
+    code, report = verify(tmp_path, folder)
+    kinds = {n: s["train"]["kind"] for n, s in report["modalities"].items()}
+    assert kinds == {"pen": "sequence", "text": "text", "scans": "image"}
+    assert causes(report) == [("vague-train-0.tar", None, "no member tells its kind: give --kind")]
+    (tmp_path / "index.json").rename(folder / "index.json")
+    code, report = verify(tmp_path, folder / "pen-train-000000.tar")
+    assert code == 2  # the index also lists the shard that was removed
+    code, report = verify(tmp_path, folder / "pen-train-000000.tar", "--kind", "vector")
+    assert "is not one vector" in report["problems"][0]["cause"]
+
+
+def test_samples_of_unequal_width(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    write_shards([Sample("a", "npy", npy(0), 0)], str(folder), "pen-train", "sequence")
+    write_shards([Sample("b", "npy", npy(1, 4), 0)], str(folder), "pen-test", "sequence")
+    code, report = verify(tmp_path, folder)
+    assert code == 2 and "samples hold 3 numbers, those of" in report["problems"][0]["cause"]
+
+
+def test_the_caps_of_a_recipe_decide(data: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "name: mine\ntarget: image\ndata_root: data\nmodalities:\n"
+        "  image: {kind: image, train: image-train-*.tar, test: image-test-*.tar}\n"
+        "  audio: {kind: audio, train: audio-train-*.tar}\n"
+    )
+    assert verify(tmp_path, recipe)[0] == 0
+    code, report = verify(tmp_path, recipe, "modalities.image.max_pixels=63")
+    assert code == 2 and len(report["problems"]) == 14
+    assert verify(tmp_path, recipe, "modalities.audio.train=sound-*.tar") == (2, {})
+
+
+def test_overlap_within_what_the_recipe_allows(data: Path, tmp_path: Path) -> None:
+    images(data, "test", range(9, 14))
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "name: mine\ntarget: image\ndata_root: data\nmodalities:\n"
+        "  image: {kind: image, train: image-train-*.tar, test: image-test-*.tar}\n"
+    )
+    assert verify(tmp_path, recipe)[0] == 2
+    assert verify(tmp_path, recipe, "allow_overlap=0.2")[0] == 0
+
+
+def test_bad_requests(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify(tmp_path, tmp_path / "dota") == (2, {})
+    assert "no file" in capsys.readouterr().err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("mine")
+    assert cli.main(["verify", str(data), "--out", str(tmp_path / "full")]) == 2
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["x"]
+
+
+def test_json_on_the_screen_is_the_report(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, report = verify(tmp_path, data, "--json")
+    assert json.loads(capsys.readouterr().out) == report
+
+
+@pytest.mark.slow
+def test_real_recordings_are_clean(real_data: Path, tmp_path: Path) -> None:
+    code, report = verify(tmp_path, real_data / "digits")
+    assert (code, report["problems"], report["shared_sources"]) == (0, [], [])
+    samples = {n: s["train"]["samples"] for n, s in report["modalities"].items()}
+    assert samples == {"audio": 2700, "image": 10000, "pen": 2000, "text": 1546}
