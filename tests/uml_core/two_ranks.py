@@ -1,0 +1,118 @@
+"""Run by test_loop.py as `two_ranks.py FOLDER RANK`: cases in one process and in two (gloo).
+
+The global batch of a step is cut into two slices of equal size whose sequences have unequal
+lengths and whose labels are missing unevenly; each slice is padded on its own.
+"""
+
+import itertools
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from uml_core.learner import UnpairedLearner
+from uml_core.loop import DataParallel, Fit, OneProcess, train
+from uml_core.modalities import KINDS
+from uml_core.modalities.base import Batch
+from uml_core.recipe import ModelSpec, TrainSpec
+from uml_core.schedule import Schedule
+
+ROWS, CLASSES, STEPS = 8, 4, 20
+
+
+def modalities(setting):
+    stem = "bag" if setting == "supervised" else "tokens"
+    text = KINDS["text"].Options(vocab=16, stem=stem)
+    return {
+        "x": KINDS["sequence"](KINDS["sequence"].Options(dim=3)),
+        "a": KINDS["text"](text),
+    }
+
+
+def samples(name, number):
+    """ROWS decoded items and labels of global batch `number`; later rows are longer."""
+    g = torch.Generator().manual_seed(1000 * ord(name) + number)
+    y = torch.randint(0, CLASSES, (ROWS,), generator=g)
+    lengths = [1 + int(torch.randint(0, 2 + row, (), generator=g)) for row in range(ROWS)]
+    if name == "x":
+        items = [torch.randn(n, 3, generator=g) + k for n, k in zip(lengths, y, strict=True)]
+    else:
+        items = [
+            1 + torch.randint(0, 3, (n,), generator=g) + 3 * k
+            for n, k in zip(lengths, y, strict=True)
+        ]
+    y[: number % 3] = -1
+    return items, y
+
+
+def stream(mods, rank, size, spoil=False):
+    at = dict.fromkeys(mods, 0)
+
+    def next_batch(name):
+        number = at[name]
+        at[name] += 1
+        items, y = samples(name, number)
+        if spoil and (name, number) == ("x", 7):
+            items[-1][0] = math.nan  # the last row: the second rank's
+        part = slice(rank * ROWS // size, (rank + 1) * ROWS // size)
+        x, mask = mods[name].collate(items[part])
+        return number, Batch(x, y[part], mask)
+
+    return next_batch
+
+
+def run(
+    setting, mode, ratio, world, spoil=False, dropout=0.0, weight=0.7, names=("x", "a"), **spec
+):
+    mods = {name: m for name, m in modalities(setting).items() if name in names}
+    learner = UnpairedLearner(
+        mods,
+        ModelSpec(width=8, depth=1, heads=2, dropout=dropout),
+        num_classes=CLASSES if setting == "supervised" else None,
+    )
+    spec = TrainSpec(steps=STEPS, lr=0.02, mode=mode, validate_every=1, **spec)
+    schedule = Schedule("x", {"a": ratio} if "a" in names else {}, STEPS)
+    fit = Fit("fit", learner, spec, names, {"x": 1.0, "a": weight}, schedule, 0, {}, world)
+    next_batch = stream(mods, world.rank, world.size, spoil)
+    train([fit], next_batch, schedule, evaluate=lambda fit: 0.0)
+    checksum = sum(float(p.detach().double().abs().sum()) for p in learner.parameters())
+    return {"losses": fit.history["losses"], "checksum": checksum, "skipped": fit.skipped}
+
+
+def cases():
+    for setting, mode, ratio in itertools.product(
+        ("supervised", "self_supervised"), ("joint", "alternate"), (0.5, 2.0)
+    ):
+        yield f"{setting}-{mode}-{ratio}", (setting, mode, ratio), {}
+    yield "weight-0", ("supervised", "joint", 1.0), {"weight": 0.0}
+    yield "clip", ("supervised", "joint", 1.0), {"clip": 0.1}
+    yield "unimodal-alternate", ("self_supervised", "alternate", 1.0), {"names": ("x",)}
+    yield "skip", ("self_supervised", "joint", 1.0), {"spoil": True, "on_nan": "skip"}
+
+
+def rank_own_dropout():
+    """The mask that the first step of a fit with dropout draws on this rank."""
+    run("supervised", "joint", 0.0, DataParallel(), dropout=0.5, names=("x",))
+    return torch.rand(4).tolist()
+
+
+def main(folder, rank):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    results = {}
+    for name, args, more in cases():
+        results[name] = {"two": run(*args, DataParallel(), **more)}
+        if rank == 0:
+            results[name]["one"] = run(*args, OneProcess(), **more)
+    results["dropout"] = rank_own_dropout()
+    Path(folder, f"rank-{rank}.json").write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
