@@ -1,5 +1,7 @@
 """The checks come out as expected, and a broken formula makes them fail."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -164,14 +166,27 @@ def test_exchange_refutes_inverted_rates(rng, monkeypatch):
     assert not measured.exchange(rng, 20).holds
 
 
+@pytest.mark.parametrize("shift", [-3, 3])
+def test_a_split_beside_the_best_is_recognised(rng, shift):
+    x, y = measured._weak_x(rng, noisy_y=False)
+    per_x, per_y = fisher.fisher_information(x), fisher.fisher_information(y)
+    own = fisher.fisher_information(replace(x, noise=1.0))
+    weight = np.block([[own.cc, own.cp], [own.cp.T, own.pp]])
+    best = exchange.best_budget(per_x, per_y, weight, 60).n_y
+    assert best > 3
+    assert measured._worth_crosses(x, y, weight, best, 60)
+    assert not measured._worth_crosses(x, y, weight, best + shift, 60)
+
+
 def test_budget_refutes_a_split_that_is_not_best(rng, monkeypatch):
     original = exchange.best_budget
 
-    def off_by_five(per_x, per_y, target, total):
+    def two_y_too_many_where_there_is_any(per_x, per_y, target, total):
         best = original(per_x, per_y, target, total)
-        return exchange.Budget(total, best.n_x - 5, best.n_y + 5, best.errors)
+        n_y = best.n_y + 2 * (best.n_y > 0)
+        return exchange.Budget(total, total - n_y, n_y, best.errors)
 
-    monkeypatch.setattr(measured, "best_budget", off_by_five)
+    monkeypatch.setattr(measured, "best_budget", two_y_too_many_where_there_is_any)
     assert not measured.budget(rng, 20).holds
 
 

@@ -48,6 +48,13 @@ def test_nine_of_ten_shared_directions_are_attenuated_in_training_only():
     assert rank(clean.val[0]) == rank(clean.y[0]) == 15
 
 
+def test_noise_has_variance_0_09_in_every_direction():
+    world = draw_world(GaussianSetup(seeds=(0,)))
+    for data in (world.x[0], world.y[0]):
+        spectrum = torch.linalg.eigvalsh(torch.cov(data.T))
+        assert spectrum[:35].mean().item() == pytest.approx(0.09, rel=0.03)
+
+
 def test_latents_of_x_and_y_are_not_paired():
     world = draw_world(replace(TINY, samples=20_000, seeds=(0,)))
     x, y = world.x[0, : len(world.y[0])], world.y[0]
