@@ -89,13 +89,11 @@ def mutual_knn(
     if not 1 <= k < n:
         raise UserError(f"mutual kNN needs 1 <= k < samples; k is {k} with {n} samples")
     near_x, near_y = _nearest(x, k), _nearest(y, k)
-    is_near_x = np.zeros((n, n), dtype=bool)
-    np.put_along_axis(is_near_x, near_x, True, axis=1)
+    is_near_y = np.zeros((n, n), dtype=bool)
+    np.put_along_axis(is_near_y, near_y, True, axis=1)
 
     def overlap(order: np.ndarray) -> float:
-        # Item i is shown as y[order[i]]: its neighbours, renamed back to items.
-        renamed = np.argsort(order)[near_y[order]]
-        return float(np.take_along_axis(is_near_x, renamed, axis=1).mean())
+        return float(is_near_y[order[:, None], order[near_x]].mean())  # item i shows y[order[i]]
 
     null = permutation_null(overlap, n, permutations, seed)
     return _against("mutual kNN", overlap(np.arange(n)), null, n)

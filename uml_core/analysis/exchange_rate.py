@@ -1,14 +1,16 @@
 """How many auxiliary samples is one target sample worth? (paper 4.4, E.4; notes 3.11)
 
 A plane acc = a + b n_target + c n_auxiliary is fitted to a grid of accuracies; its level lines
-trade one modality for the other at b / c. Few-shot accuracy is curved, so the same rate is also
-given for every cell of the grid.
+trade one modality for the other at b / c. Few-shot accuracy is curved, and a plane through a curve
+can miss every local rate by a factor with a narrow interval, so the same rate is also given for
+every cell of the grid and the sentence says how much of the grid the plane explains.
 
 Every seed covers the whole grid, so each slope is a mean of one value per seed and has a
 t interval. The ratio of two such means has Fieller's interval: all rates r for which b - r c is
 not told from zero by a t test. It is bounded exactly when the interval of c excludes zero;
 otherwise some data of this kind would allow any rate however large, and the rate is called not
-identifiable. (Resampling 3 to 5 seeds instead has few distinct draws and covers too little.)
+identifiable. (Resampling 3, 5 or 10 seeds instead covered the true rate in 71, 83 and 90 of 100
+simulated grids where Fieller's interval covered it in 94 to 95.)
 """
 
 from __future__ import annotations
@@ -102,23 +104,26 @@ def exchange_rate(
     rate = fieller(planes[:, 1], planes[:, 2])
     words = None if words_per_sample is None else _scaled(rate, words_per_sample)
     slope, auxiliary_slope = t_interval(planes[:, 1]), t_interval(planes[:, 2])
+    r_squared = 1 - float(residual @ residual) / spread if spread > 0 else 0.0
+    local = _local_rates(n_target, n_auxiliary, grid)
     reach = (
         f"{_range(n_target)} {target} and {_range(n_auxiliary)} {auxiliary} samples per class, "
         f"{len(grid)} seeds"
     )
+    finding = _finding(rate, words, auxiliary_slope, target, auxiliary, reach)
     return ExchangeRate(
         intercept=t_interval(planes[:, 0]),
         target_slope=slope,
         auxiliary_slope=auxiliary_slope,
-        r_squared=1 - float(residual @ residual) / spread if spread > 0 else 0.0,
+        r_squared=r_squared,
         rate=rate,
         words_per_target=words,
-        local=_local_rates(n_target, n_auxiliary, grid),
+        local=local,
         target_shots=n_target,
         auxiliary_shots=n_auxiliary,
         accuracy=grid.mean(0),
         seeds=len(grid),
-        sentence=_sentence(rate, words, auxiliary_slope, target, auxiliary, reach),
+        sentence=f"{finding} {_reservation(r_squared, local)}",
     )
 
 
@@ -206,7 +211,7 @@ def _range(shots: np.ndarray) -> str:
     return f"{shots[0]:g} to {shots[-1]:g}"
 
 
-def _sentence(
+def _finding(
     rate: Rate, words: Rate | None, slope: Estimate, target: str, auxiliary: str, reach: str
 ) -> str:
     effect = f"one more {auxiliary} sample per class changes accuracy by {slope} points"
@@ -224,3 +229,11 @@ def _sentence(
         f"One {target} sample is worth {rate.value:.3g} {auxiliary} samples (95 % interval "
         f"{rate.low:.3g} to {rate.high:.3g}){in_words} ({reach})."
     )
+
+
+def _reservation(r_squared: float, local: Sequence[LocalRate]) -> str:
+    rates = [cell.rate.value for cell in local if cell.rate.value is not None]
+    known = f"local rates are identifiable in {len(rates)} of {len(local)} cells"
+    if rates:
+        known += f", median {np.median(rates):.3g}, from {min(rates):.3g} to {max(rates):.3g}"
+    return f"The plane explains {100 * max(r_squared, 0):.0f} % of the grid; {known}."

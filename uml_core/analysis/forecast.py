@@ -30,7 +30,7 @@ from uml_core.errors import UserError
 
 THRESHOLD = 0.2  # of the rank correlation: between the data sets that gained and those that did not
 MAX_CLASSES = 300  # the matrices are quadratic in the classes
-_RANK_SAMPLES = 4000
+_RANK_SAMPLES = 2000
 LIKELY, UNLIKELY, OPEN = "likely", "unlikely", "open"
 
 

@@ -111,14 +111,12 @@ def pearson(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
     0 where undefined: a constant unit, or fewer than three samples of positive weight.
     """
-    floor_x, floor_y = 1e-24 * (x**2).mean(0), 1e-24 * (y**2).mean(0)  # rounding of constants
     x, y = x - x.mean(0), y - y.mean(0)  # moments of centred values lose no digits
     mean_x, mean_y = weights @ x, weights @ y
     var_x = weights @ x**2 - mean_x**2
     var_y = weights @ y**2 - mean_y**2
     cov = weights @ (x * y) - mean_x * mean_y
-    defined = var_x > np.maximum(floor_x, 1e-12 * (x**2).mean(0))
-    defined &= var_y > np.maximum(floor_y, 1e-12 * (y**2).mean(0))
+    defined = (var_x > 1e-12 * (x**2).mean(0)) & (var_y > 1e-12 * (y**2).mean(0))
     defined &= ((weights > 0).sum(1) >= 3)[:, None]
     scale = np.sqrt(np.where(defined, var_x * var_y, 1.0))
     return np.clip(np.where(defined, cov / scale, 0.0), -1.0, 1.0)

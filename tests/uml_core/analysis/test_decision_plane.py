@@ -39,6 +39,7 @@ def test_degenerate_cases():
     head = np.array([[1.0, 0.0], [-1.0, 0.0]])
     on_axis = decision_plane(np.array([[1.0, 3.0], [-1.0, 3.0]]), np.array([0, 1]), head, 0, 1)
     assert on_axis.axes[1].tolist() == [0, 0]
+    assert on_axis.gap.low == on_axis.gap.high == 2.0  # no draw loses a class of one sample
     with pytest.raises(UserError, match="class 1 has no sample"):
         decision_plane(np.ones((2, 2)), np.array([0, 0]), head, 0, 1)
     with pytest.raises(UserError, match="are equal"):

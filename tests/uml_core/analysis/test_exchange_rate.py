@@ -40,6 +40,7 @@ def test_a_plane_is_recovered_exactly():
         assert cell.target_slope.value == pytest.approx(3)
     assert "One image sample is worth 12 text samples" in found.sentence
     assert "182.4 words" in found.sentence
+    assert "explains 100 % of the grid; local rates are identifiable in 6 of 6" in found.sentence
 
 
 def test_local_rates_follow_curvature():
@@ -48,6 +49,18 @@ def test_local_rates_follow_curvature():
     assert rates[(1.0, 2.0), (0.0, 5.0)] == pytest.approx(3)
     assert rates[(4.0, 8.0), (5.0, 10.0)] == pytest.approx(12)
     assert found.r_squared < 0.99
+    assert "median 6, from 3 to 12" in found.sentence
+
+
+def test_local_slopes_are_those_of_the_middle_of_a_cell():
+    found = exchange_rate(*runs(lambda i, j: 2 * i + j + 0.1 * i * j))
+    cell = found.local[-1]  # 4 to 8 and 5 to 10
+    assert cell.target_slope.value == pytest.approx(2 + 0.1 * 7.5)
+    assert cell.auxiliary_slope.value == pytest.approx(1 + 0.1 * 6)
+    plane = found.target_slope.value * found.target_shots[:, None]
+    plane = plane + found.auxiliary_slope.value * found.auxiliary_shots
+    expected = np.corrcoef(plane.ravel(), found.accuracy.ravel())[0, 1] ** 2
+    assert found.r_squared == pytest.approx(expected) and expected < 0.999
 
 
 def test_no_text_effect_is_not_identifiable():

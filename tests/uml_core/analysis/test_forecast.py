@@ -35,6 +35,13 @@ def test_geometry_is_the_rank_correlation_of_centred_cosines():
     assert rotated.value == pytest.approx(1)
 
 
+def test_mantel_renames_classes_on_both_sides_of_a_pair():
+    # Corners of a square: 8 of the 24 ways to rename them keep every similarity.
+    square = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    found, p_value = shared_geometry(square, square, permutations=2000)
+    assert found.value == pytest.approx(1) and p_value == pytest.approx(1 / 3, abs=0.04)
+
+
 def test_mantel_p_value_is_calibrated_where_a_pairwise_test_is_not():
     # Pairs of classes are dependent: p values over independent means must still be uniform.
     p_values = []
@@ -60,6 +67,9 @@ def test_shared_classes_are_likely_to_help_and_others_not():
 def test_few_classes_leave_it_open():
     few = forecast(*samples(MEANS[:4]), *samples(OTHER[:4], seed=2))
     assert few.verdict == "open" and few.geometry.high - few.geometry.low > 0.3
+    three = forecast(*samples(MEANS[:3], noise=0), *samples(MEANS[:3], noise=0))
+    assert three.verdict == "open" and three.geometry.value == pytest.approx(1)
+    assert three.p_value == pytest.approx(1 / 6, abs=0.05)  # 1 of 6 ways: chance is not ruled out
     two = forecast(*samples(MEANS[:2]), *samples(MEANS[:2], seed=2))
     assert two.verdict == "open" and two.geometry is None and two.p_value is None
     assert "2 classes in common have no geometry" in two.sentence
@@ -78,11 +88,13 @@ def test_zero_shot_in_a_shared_space():
 
 
 def test_only_common_labelled_classes_count():
-    x, y = samples(MEANS)
-    text, labels = samples(MEANS, seed=2)
+    x, y = samples(MEANS, noise=0.01)
+    text, labels = samples(MEANS, noise=0.01, seed=2)
+    x, text = x - 2, text - 2
     kept = labels != 7
     found = forecast(x, np.where(y == 3, -1, y), text[kept], labels[kept], shared_space=True)
     assert found.classes == CLASSES - 2
+    assert found.zero_shot.value == 100
     with pytest.raises(UserError, match="no class in common"):
         forecast(x[y == 0], y[y == 0], text[labels == 1], labels[labels == 1])
 

@@ -70,12 +70,15 @@ def test_correlation_within_classes():
 
 
 def test_undefined_correlations_are_zero():
-    x, y = activations(0), activations(1)
-    x[:, 0] = 0.1  # constant: its mean is not exact in binary
-    x[:, 1] = y[:, 1] = np.arange(N) == 7  # constant in most bootstrap draws
+    x, y = (np.tile(activations(s), (3, 1))[:1001] for s in (0, 1))
+    fresh = activations(2)[:1].repeat(1001, 0)
+    x[:, 0], y[:, 2] = 0.1, 0.1  # constant, with a mean that is not exact in binary
+    x[:, 1] = y[:, 1] = np.arange(1001) == 7  # constant in most bootstrap draws
     with np.errstate(all="raise"):
-        found = multimodal_neurons(x, y, activations(2), activations(3)).overall
-    assert (found.r[0], found.low[0], found.high[0]) == (0, 0, 0)
+        found = multimodal_neurons(x, y, fresh, fresh).overall
+    assert found.baseline == 0
+    for unit in (0, 2):
+        assert (found.r[unit], found.low[unit], found.high[unit]) == (0, 0, 0)
     assert found.r[1] == pytest.approx(1) and found.low[1] == 0
     two = multimodal_neurons(x[:2], y[:2], x[:2], y[:2]).overall
     assert not two.r.any() and two.baseline == 0
