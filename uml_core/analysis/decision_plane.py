@@ -17,6 +17,7 @@ class DecisionPlane:
     points    (N, 2) dot products with the axes; the boundary is the line points[:, 0] = 0 and
               positive values are decided for a (the head has no bias)
     labels    (N,) a or b
+    classes   (a, b)
     axes      (2, D) orthonormal: (w_a - w_b) normalised; the difference of the class means
               without its part along the first, zero where nothing is left of it
     accuracy  share of samples on their class's side, in [0, 1]
@@ -25,6 +26,7 @@ class DecisionPlane:
 
     points: np.ndarray
     labels: np.ndarray
+    classes: tuple[int, int]
     axes: np.ndarray
     accuracy: Estimate
     gap: Estimate
@@ -69,6 +71,7 @@ def decision_plane(
     return DecisionPlane(
         points=points,
         labels=labels,
+        classes=(a, b),
         axes=axes,
         accuracy=bootstrap_mean(points[:, 0] * sides > 0, repeats, seed),
         gap=percentile(_gap(points[:, 0], labels, a, b), np.array(draws)),

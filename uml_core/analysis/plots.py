@@ -109,8 +109,9 @@ def plot_prototypes(found: Prototypes, names: Sequence[str] | None = None) -> Fi
     axes.set_xlabel("class mean of the auxiliary modality")
     axes.set_ylabel("row of the shared head")
     axes.set_title(
-        f"diagonal {found.dominance.value:.2g} sd above its row "
-        f"(p = {found.p_value:.2g}), largest in {100 * found.hit_rate.value:.0f} % of rows"
+        f"diagonal {found.dominance.value:.2g} sd above its row (p = {found.p_value:.2g}),\n"
+        f"largest in {100 * found.hit_rate.value:.0f} % of rows",
+        fontsize=10,
     )
     return figure
 
@@ -118,9 +119,7 @@ def plot_prototypes(found: Prototypes, names: Sequence[str] | None = None) -> Fi
 def plot_decision_plane(found: DecisionPlane, names: Sequence[str]) -> Figure:
     """Samples of both classes in the plane; the vertical line is the boundary (paper F.2)."""
     figure, (axes,) = _figure(1)
-    first = found.labels[np.flatnonzero(found.points[:, 0] > 0)]
-    order = sorted(set(found.labels.tolist()), key=lambda c: -np.sum(first == c))
-    for colour, marker, c in zip(COLOURS, "os", order, strict=False):
+    for colour, marker, c in zip(COLOURS, "os", found.classes, strict=False):
         x, y = found.points[found.labels == c].T
         axes.scatter(x, y, s=18, color=colour, marker=marker, alpha=0.7, label=names[c])
     axes.axvline(0, color="black", lw=1)
@@ -195,9 +194,7 @@ def plot_exchange_rate(
     axes.plot(grid_x.ravel(), grid_y.ravel(), ".", color=GREY)
     axes.set_xlabel(f"{auxiliary} samples per class")
     axes.set_ylabel(f"{target} samples per class")
-    axes.set_title(
-        _wrapped(f"{found.sentence} Dashed: plane, R2 = {found.r_squared:.2f}"), fontsize=8
-    )
+    axes.set_title(_wrapped(f"{found.sentence} Dashed: the plane."), fontsize=8)
     return figure
 
 
