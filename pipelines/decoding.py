@@ -3,41 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
-
-from uml_core.errors import UserError, near
+from uml_core.errors import UserError
 from uml_core.modalities import KINDS, BadSample
+from uml_core.typed import build, read_yaml
 
 
 def kind_options(kind: str, pairs: Sequence[str]) -> Any:
     """The Options of a kind with `field=value` pairs set. Raises UserError with every problem."""
-    known = {f.name for f in dataclasses.fields(KINDS[kind].Options)}
-    body, problems = {}, []
+    body: dict[str, Any] = {}
+    problems: list[str] = []
     for pair in pairs:
         name, separator, text = pair.partition("=")
-        if not separator or name not in known:
-            hint = near(name, known) if separator else ": write field=value"
-            problems.append(f"--set {pair}: kind {kind} has no such field{hint}")
-        else:
-            body[name] = yaml.safe_load(text)
-    try:
-        options: Any = TypeAdapter(KINDS[kind].Options).validate_python(body)
-    except ValidationError as error:
-        problems += [f"--set {e['loc'][0]}: {e['msg'].lower()}" for e in error.errors()]
+        try:
+            if not separator:
+                raise ValueError("write field=value")
+            body[name] = read_yaml(text)
+        except ValueError as error:
+            problems.append(f"--set {pair}: {error}")
+    options = build(KINDS[kind].Options, body, "--set", problems)
     if problems:
         raise UserError(problems)
     return options
 
 
-class Decoder:
-    """Decodes samples of one kind and says what is wrong with those that do not."""
+def plain(options: Any) -> dict[str, Any]:
+    """Options as JSON takes them; `Decoder` takes them back."""
+    fields = dataclasses.asdict(options)
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in fields.items()}
 
-    def __init__(self, kind: str, options: Any) -> None:
-        self._modality = KINDS[kind](options)
+
+class Decoder:
+    """Decodes samples of one kind and says what is wrong with those that do not.
+
+    fields: the kind's Options as `plain` makes them.
+    """
+
+    def __init__(self, kind: str, fields: Mapping[str, Any]) -> None:
+        self._modality = KINDS[kind](build(KINDS[kind].Options, fields, kind, []))
         self._sized = False
 
     @property

@@ -30,8 +30,7 @@ def check_shard(job: Job) -> Job:
     {suffix: members}, "dim": numbers per sample}, or {"problems"} where it cannot be read.
     """
     url, kind = job["url"], job["kind"]
-    options = {n: tuple(v) if isinstance(v, list) else v for n, v in job["options"].items()}
-    decoder = Decoder(kind, KINDS[kind].Options(**options))
+    decoder = Decoder(kind, job["options"])
     try:
         with tempfile.TemporaryDirectory(prefix="uml-verify-") as scratch:
             path = _local(url, scratch)

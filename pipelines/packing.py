@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.decoding import Decoder
+from pipelines.decoding import Decoder, plain
 from pipelines.parallel import Job, each
 from pipelines.sources import Item, Listing
 from pipelines.streams.index import Shard, from_json, to_json
@@ -26,7 +26,6 @@ from pipelines.streams.shards import (
     write_shard,
 )
 from uml_core.errors import RunError, UserError
-from uml_core.modalities import KINDS
 from uml_core.worlds import World, open_world
 
 CHUNK = 256  # samples that one checking task decodes
@@ -63,7 +62,7 @@ def check_samples(listing: Listing, options: Any) -> tuple[list[str | None], lis
     Raises UserError when the samples are not all of one size.
     """
     items = listing.items
-    fields = {n: list(v) if isinstance(v, tuple) else v for n, v in vars(options).items()}
+    fields = plain(options)
     jobs = [
         {
             "kind": listing.kind,
@@ -91,8 +90,7 @@ def check_samples(listing: Listing, options: Any) -> tuple[list[str | None], lis
 
 def check_chunk(job: Job) -> tuple[list[tuple[str | None, str | None]], int | None]:
     """[(content hash, None) or (None, cause)] of some samples, and their dimension if any."""
-    options = {n: tuple(v) if isinstance(v, list) else v for n, v in job["options"].items()}
-    decoder = Decoder(job["kind"], KINDS[job["kind"]].Options(**options))
+    decoder = Decoder(job["kind"], job["options"])
     out: list[tuple[str | None, str | None]] = []
     for path, text in job["items"]:
         item = Item("", path=path, text=text)
@@ -106,9 +104,7 @@ def check_chunk(job: Job) -> tuple[list[tuple[str | None, str | None]], int | No
     return out, decoder.dim
 
 
-def test_hashes(
-    samples: Sequence[tuple[str, int | None]], share: float, seed: int
-) -> frozenset[str]:
+def draw_test(samples: Sequence[tuple[str, int | None]], share: float, seed: int) -> frozenset[str]:
     """The content hashes whose samples make the test split, drawn per class.
 
     samples: (content hash, label). Equal contents stay together, so that none is in both splits;

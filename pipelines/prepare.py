@@ -25,7 +25,7 @@ from typing import Any
 
 from pipelines import cli, guards, holdings, terminal
 from pipelines.decoding import kind_options
-from pipelines.packing import Packing, Ready, check_samples, test_hashes, write, write_world
+from pipelines.packing import Packing, Ready, check_samples, draw_test, write, write_world
 from pipelines.sources import Listing, Reading, normal, read_source
 from pipelines.streams.index import (
     CLASSES_NAME,
@@ -129,7 +129,7 @@ def _splits(ready: Sequence[Ready], args: argparse.Namespace) -> dict[str, list[
     out: dict[str, list[Ready]] = defaultdict(list)
     if args.split is None and not any(sample.item.split for sample in ready):
         share = TEST_SHARE if args.test_share is None else args.test_share
-        tested = test_hashes([(s.hash, s.label) for s in ready], share, args.seed)
+        tested = draw_test([(s.hash, s.label) for s in ready], share, args.seed)
         for sample in ready:
             out["test" if sample.hash in tested else "train"].append(sample)
         return out

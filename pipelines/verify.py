@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines import cli, guards, holdings, terminal
+from pipelines.decoding import plain
 from pipelines.inspection import check_shard, index_differences, kind_by_content
 from pipelines.parallel import Job, each
 from pipelines.prepare import ensure_world
@@ -172,7 +173,7 @@ def _index_entries(url: str) -> dict[str, Any]:
 def _check_shards(parts: Sequence[Part]) -> list[Job]:
     jobs: list[Job] = []
     for part in parts:
-        options = {n: list(v) if isinstance(v, tuple) else v for n, v in vars(part.options).items()}
+        options = plain(part.options)
         jobs += [{"url": url, "kind": part.kind, "options": options} for url in part.urls]
     sizes = [_size(job["url"]) for job in jobs]
     return each(

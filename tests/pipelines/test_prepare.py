@@ -12,7 +12,7 @@ import soundfile
 from PIL import Image
 
 from pipelines import cli
-from pipelines.packing import test_hashes as draw_test
+from pipelines.packing import draw_test
 from pipelines.prepare import ensure_world
 from pipelines.streams.shards import Index, load_index, read_rows
 from uml_core.errors import RunError, UserError
@@ -166,6 +166,8 @@ def test_the_draw_of_the_test_split() -> None:
     assert [sum(h in drawn for h, k in samples if k == c) for c in (0, 1, 2, 9)] == [20, 20, 20, 0]
     assert drawn == draw_test(samples[::-1], 0.2, seed=0) != draw_test(samples, 0.2, seed=1)
     assert draw_test(samples, 0.0, seed=0) == frozenset()
+    copies = [("a", 0)] * 50 + [(f"b{i}", 0) for i in range(9)] + [("a", 1), ("c", 1)]
+    assert len(draw_test(copies, 0.2, seed=0)) == 2  # of ten contents; class 1 has one of its own
     pairs = [("a", 0), ("b", 0)]
     assert len(draw_test(pairs, 0.01, 0)) == 1 == len(draw_test(pairs, 0.99, 0))
 
@@ -260,7 +262,7 @@ def test_the_caps_of_the_kind_can_be_set(
     assert "8 x 8 pixels are more than max_pixels 63" in problems(capsys)
     assert uml(*args, "max_pixel=64", "--set", "size=big") == 2
     said = problems(capsys)
-    assert "did you mean 'max_pixels'?" in said and "--set size: input should be" in said
+    assert "did you mean 'max_pixels'?" in said and "--set.size: input should be" in said
     assert uml(*args, "max_pixels=64") == 0
 
 
