@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines.runtime import ray_session
 from pipelines.terminal import Progress
+from uml_core.errors import RunError
 
 SMALL = 16 << 20  # bytes of work that are done sooner than a local Ray has started (about 10 s)
 
@@ -29,6 +30,8 @@ def each(
 
     work   a function of a module; jobs and results are plain JSON types
     sizes  units of progress per job; cost: bytes that all jobs read or write
+
+    Raises RunError when a task or its node is lost for good.
     """
     out: list[Any] = [None] * len(jobs)
     with Progress(title, sum(sizes), unit) as progress:
@@ -40,7 +43,7 @@ def each(
 
 def _results(work: Callable[[Job], Any], jobs: Sequence[Job], cost: int) -> Any:
     running = "ray" in sys.modules and sys.modules["ray"].is_initialized()
-    if cost <= SMALL and not running:
+    if not jobs or (cost <= SMALL and not running):
         yield from ((i, work(job)) for i, job in enumerate(jobs))
         return
     with ray_session():
@@ -57,5 +60,8 @@ def _results(work: Callable[[Job], Any], jobs: Sequence[Job], cost: int) -> Any:
             torch.set_num_threads(1)  # tasks are the parallelism
             return {"number": row["number"], "result": json.dumps(work(json.loads(row["job"])))}
 
-        for row in dataset.map(task, num_cpus=1).iter_rows():
-            yield row["number"], json.loads(row["result"])
+        try:
+            for row in dataset.map(task, num_cpus=1).iter_rows():
+                yield row["number"], json.loads(row["result"])
+        except ray.exceptions.RayError as error:
+            raise RunError(f"a task of Ray Data failed: {error}") from error

@@ -1,15 +1,17 @@
 """A source -> shards with an index, ready for any recipe.
 
-    uml prepare photos/ --out data/mine                      folder/<class>/<file>
-    uml prepare texts.csv --out data/mine --split train      columns text and label
-    uml prepare clips/ --out data/mine --split train         files and a CSV: file and label
-    uml prepare shapes --out data/shapes --train 100         an embedded world
+    uml prepare photos/ --out data/mine                  folder/<class>/<file>
+    uml prepare texts.csv --out data/mine --split train  columns text and label
+    uml prepare clips/ --out data/mine --split train     files and their CSV
+    uml prepare shapes --out data/shapes --train 100     an embedded world
 
-SOURCE is the name of an embedded world, a folder of class folders (also below train/, val/ and
-test/), a table (CSV, TSV or Parquet) of texts or of files, or a folder of files with one table.
-Several modalities go into one --out, one call each; they share its classes.json. Bad files are
-listed with their cause and nothing is written; --skip-bad leaves them out. The same source and
-options give the same bytes. On a cluster, SOURCE and --out must be visible to every node.
+SOURCE is the name of an embedded world, a folder of class folders (also below
+train/, val/ and test/), a table (CSV, TSV or Parquet) of texts or of files, or
+a folder of files with one table. --out defaults to data/<name of SOURCE>.
+Several modalities go into one --out, one call each; they share its
+classes.json. Bad files are listed with their cause and nothing is written;
+--skip-bad leaves them out. The same source and options give the same bytes.
+On a cluster, SOURCE and --out must be visible to every node.
 """
 
 from __future__ import annotations
@@ -53,18 +55,25 @@ _OWN_DATA_ONLY = {  # options that a world has no use for
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="world, folder or table")
-    parser.add_argument("--modality", help="name of the modality (default: its kind)")
+    parser.add_argument(
+        "--modality", metavar="NAME", help="name of the modality (default: its kind)"
+    )
     parser.add_argument("--kind", choices=sorted(KINDS), help="default: by the files' suffixes")
     parser.add_argument("--split", choices=holdings.SPLITS, help="all samples are of this split")
     parser.add_argument(
         "--test-share",
         type=float,
+        metavar="SHARE",
         help="share of each class drawn into the test split, where the source names no splits "
         "(default 0.2); samples of equal content stay on one side",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the order, the draw or the world")
-    parser.add_argument("--per-shard", type=int, default=PER_SHARD, help="samples per shard")
-    parser.add_argument("--classes", type=Path, help="class list to use (JSON, names in order)")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the order, the draw or the world"
+    )
+    parser.add_argument("--per-shard", type=int, default=PER_SHARD, metavar="N", help="samples")
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="class list to use (JSON, names in order)"
+    )
     parser.add_argument("--unlabelled", action="store_true", help="take samples without labels")
     parser.add_argument("--skip-bad", action="store_true", help="leave bad samples out")
     parser.add_argument(
@@ -77,11 +86,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     table = parser.add_argument_group("tables")
     for role in ("text", "label", "file", "id"):
-        table.add_argument(f"--{role}-column", help=f"name of the {role} column")
-    table.add_argument("--files", type=Path, help="folder of the files that the table names")
+        table.add_argument(f"--{role}-column", metavar="NAME", help=f"name of the {role} column")
+    table.add_argument(
+        "--files", type=Path, metavar="DIR", help="folder of the files that the table names"
+    )
     world = parser.add_argument_group("worlds")
-    world.add_argument("--train", type=int, help="training samples per class and modality")
-    world.add_argument("--test", type=int, help="test samples per class and modality")
+    world.add_argument("--train", type=int, metavar="N", help="training samples per class")
+    world.add_argument("--test", type=int, metavar="N", help="test samples per class")
 
 
 def run(args: argparse.Namespace) -> int:

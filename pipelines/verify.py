@@ -1,12 +1,13 @@
-"""Checks shards before a run does: every tar, member, label and index entry, and leaks.
+"""Checks shards before a run does, and exits 0 when they are clean, else 2.
 
-    uml verify data/mine                 a folder of shards
+    uml verify data/mine                    a folder of shards
     uml verify 'data/a-*.tar' --kind image
-    uml verify shapes data_root=data/x   the shards of a recipe, with its caps
+    uml verify shapes data_root=data/x      the shards of a recipe, with its caps
 
-Reads every byte, in parallel on Ray Data: tars whole, payloads decode, index.json tells the truth,
-labels lie within classes.json, no content in both train and test, no sources shared by two
-modalities. Writes verify.json into --out (never beside the shards). Exit 0: clean; 2: problems.
+Reads every byte, in parallel on Ray Data: tars are whole, payloads decode,
+index.json tells the truth, labels lie within classes.json, no content is in
+both train and test, no two modalities come from the same sources. Writes
+verify.json into --out, never beside the shards.
 """
 
 from __future__ import annotations
