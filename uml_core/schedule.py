@@ -100,7 +100,4 @@ class Schedule:
         """Whether every step takes the same modalities (then DDP need not look for idle ones)."""
         if self.warmup:
             return False
-        return all(
-            not isinstance(r, tuple) and (r == 0 or (r >= 1 and float(r).is_integer()))
-            for r in self.ratios.values()
-        )
+        return all(not isinstance(r, tuple) and r == int(r) for r in self.ratios.values())

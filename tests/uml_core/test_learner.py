@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from uml_core.errors import UserError
-from uml_core.learner import UnpairedLearner, masked_mean, seeded
+from uml_core.learner import UnpairedLearner, seeded
 from uml_core.modalities import KINDS
 from uml_core.modalities.base import Batch
+from uml_core.modalities.common import masked_mean
 from uml_core.recipe import ModelSpec
 
 SPEC = ModelSpec(width=16, depth=2, heads=4)
@@ -115,7 +116,7 @@ def test_one_call_for_several_modalities_equals_separate_calls(classes, trunk):
     if trunk == "none" and classes is None:
         return
     model = learner(classes=classes, spec=dataclasses.replace(SPEC, trunk=trunk))
-    names = [*model.modalities, *list(model.modalities)[:2]]
+    names = [*model.modalities, *model.modalities]  # two batches of each
     parts = [(name, batch(model, name, seed=i)) for i, name in enumerate(names)]
     sums, terms = model(parts)
     assert sums.shape == terms.shape == (len(parts),)
@@ -193,6 +194,8 @@ def test_the_target_path_starts_equal_whatever_else_the_model_holds(classes):
     among = learner(every, classes=classes, seed=3)
     state = among.state_dict()
     assert all(torch.equal(state[k], v) for k, v in alone.state_dict().items())
+    twins = learner({"a": every["pen"], "b": every["pen"]}, classes=classes).stems
+    assert not torch.equal(next(twins["a"].parameters()), next(twins["b"].parameters()))
     other = learner({"pen": every["pen"]}, classes=classes, seed=4).state_dict()
     assert not any(torch.equal(other[k], v) for k, v in alone.state_dict().items() if v.std() > 0)
 

@@ -127,7 +127,7 @@ def test_every_problem_is_told_at_once():
         "seting: unknown field (did you mean 'setting'?)",
         "seeds: give at least one",
         "modalities.image.sze: unknown field of kind image (did you mean 'size'?)",
-        "modalities.image.stem: input should be 'conv' or 'vit' (did you mean 'conv'?)",
+        "modalities.image.stem: input should be 'auto', 'conv' or 'vit' (did you mean 'conv'?)",
         "modalities.text.kind: 'txt' is not one of",
         "modalities.pen.train: missing",
         "modalities.pen.weight: cannot be negative",
@@ -170,7 +170,7 @@ def test_every_problem_is_told_at_once():
         ({"modalities__values": SMALL["modalities"]["text"]}, "modalities.values: a modality's"),
         ({"modalities__a.b": SMALL["modalities"]["text"]}, "modalities.a.b: a modality's name"),
         ({"modalities__image__kind": ["image"]}, "modalities.image.kind: '['image']' is not"),
-        ({"setting": "self_supervised", "modalities__text__stem": "tokens"}, "modalities.image.st"),
+        ({"setting": "self_supervised", "modalities__image__stem": "conv"}, "modalities.image.st"),
         ({"model": None}, "model: input should be"),
         ({"model__dropout": 1.0}, "model.dropout: "),
         ({"model__ff": 0}, "model.ff: must be at least 1"),
@@ -269,6 +269,7 @@ def test_relative_data_roots(tmp_path, monkeypatch):
     def root(raw, *overrides):
         return load(write(home, raw), overrides).data_root
 
+    assert root(small(data_root="d")) == str(home / "d")
     assert root(small(data_root="../d")) == str(tmp_path / "d")
     assert root(small(data_root=...)) == str(home)
     assert root(small(data_root="/abs")) == "/abs"

@@ -64,22 +64,33 @@ def stream(mods, rank, size, spoil=False):
     return next_batch
 
 
-def run(
-    setting, mode, ratio, world, spoil=False, dropout=0.0, weight=0.7, names=("x", "a"), **spec
-):
+def run(setting, mode, ratio, world, spoil=False, weight=0.7, names=("x", "a"), **spec):
     mods = {name: m for name, m in modalities(setting).items() if name in names}
     learner = UnpairedLearner(
         mods,
-        ModelSpec(width=8, depth=1, heads=2, dropout=dropout),
+        ModelSpec(width=8, depth=1, heads=2),
         num_classes=CLASSES if setting == "supervised" else None,
     )
     spec = TrainSpec(steps=STEPS, lr=0.02, mode=mode, validate_every=1, **spec)
     schedule = Schedule("x", {"a": ratio} if "a" in names else {}, STEPS)
     fit = Fit("fit", learner, spec, names, {"x": 1.0, "a": weight}, schedule, 0, {}, world)
     next_batch = stream(mods, world.rank, world.size, spoil)
+    norms, update = [], fit.optimizer.step
+
+    def step():
+        grads = [p.grad.norm() for p in fit.parameters if p.grad is not None]
+        norms.append(float(torch.stack(grads).norm()))
+        update()
+
+    fit.optimizer.step = step
     train([fit], next_batch, schedule, evaluate=lambda fit: 0.0)
     checksum = sum(float(p.detach().double().abs().sum()) for p in learner.parameters())
-    return {"losses": fit.history["losses"], "checksum": checksum, "skipped": fit.skipped}
+    return {
+        "losses": fit.history["losses"],
+        "norms": norms,
+        "checksum": checksum,
+        "skipped": fit.skipped,
+    }
 
 
 def cases():
@@ -93,12 +104,6 @@ def cases():
     yield "skip", ("self_supervised", "joint", 1.0), {"spoil": True, "on_nan": "skip"}
 
 
-def rank_own_dropout():
-    """The mask that the first step of a fit with dropout draws on this rank."""
-    run("supervised", "joint", 0.0, DataParallel(), dropout=0.5, names=("x",))
-    return torch.rand(4).tolist()
-
-
 def main(folder, rank):
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -109,7 +114,6 @@ def main(folder, rank):
         results[name] = {"two": run(*args, DataParallel(), **more)}
         if rank == 0:
             results[name]["one"] = run(*args, OneProcess(), **more)
-    results["dropout"] = rank_own_dropout()
     Path(folder, f"rank-{rank}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 
