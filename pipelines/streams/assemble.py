@@ -117,6 +117,16 @@ class Assembler:
         self.num_random = modality.num_random if augment else 0
         self._bad: dict[tuple[str, int], BadSample] = {}
 
+    def item_bytes(self) -> int:
+        """Bytes of one decoded sample, read off the first that can be used."""
+        place = self.places.of(0)
+        for row in range(min(FUSE, len(place.sizes))):
+            [data] = place.read(np.array([row]))
+            item = self._one(place, row, data, None)
+            if isinstance(item, Tensor):
+                return item.element_size() * item.nelement()
+        return 0
+
     def batch(self, group: Group) -> Decoded:
         """The whole way, in this thread."""
         return self.finish(group, self.decode(group, 0, len(group.rows)))

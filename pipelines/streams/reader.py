@@ -26,7 +26,6 @@ from pipelines.streams.source import (
     Places,
     Segment,
     local_tables,
-    ray_dataset,
     ray_tables,
     slice_of,
 )
@@ -235,7 +234,7 @@ def ray_stream(
         places = Places.of_segments(segments)
         decode = Assembler(modality, places, augment=augment, cache=cache)
     return BatchStream(
-        ray_tables(ray_dataset(segments, rank, world, decode=decode)),
+        ray_tables(segments, rank, world, decode=decode),
         segments,
         modality,
         rank=rank,

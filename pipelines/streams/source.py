@@ -11,7 +11,7 @@ Nothing here imports torch: a read task needs numpy and pyarrow only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,20 +20,21 @@ import pyarrow as pa
 
 from pipelines.streams.plan import Plan
 from pipelines.streams.shards import Index, read_places
+from pipelines.streams.storage import is_remote
 
 if TYPE_CHECKING:
-    from ray.data import DataIterator, Dataset, ExecutionOptions
+    from ray.data import Dataset
 
     from pipelines.streams.assemble import Assembler
+    from pipelines.streams.pace import Pace
 
-CHUNK_BYTES = 8 << 20  # per task and block
+CHUNK_BYTES = 8 << 20  # raw bytes per task; also about the size of a block
+DECODED_BYTES = 32 << 20  # tensors per decoding task
 CHUNK_ROWS = 4096  # per task
 MAX_CHUNKS = 4096  # tasks per stream; longer streams have larger tasks that emit several blocks
-READ_CPUS = 0.25  # a read task waits for disk or network most of the time
-DECODE_CPUS = 0.5
-TASKS = 2  # of one stream at a time
-STORE_SHARE = 16  # a stream may fill this part of the object store ahead of its consumer
-STORE_BYTES = 64 << 20  # and at least this much
+READ_CPUS, DECODE_CPUS = 0.25, 1.0  # a read task waits for disk or network most of the time
+LOCAL_TASKS, REMOTE_TASKS = 1, 4  # read tasks of one stream at a time
+AHEAD = 2  # chunks read and waiting for the consumer, beside those in the tasks
 
 COLUMNS = pa.schema(
     [
@@ -70,9 +71,14 @@ def slice_of(batch_size: int, rank: int, world: int) -> tuple[int, int]:
     return rank * batch_size // world, (rank + 1) * batch_size // world
 
 
-def chunks_of(segments: Sequence[Segment], rank: int = 0, world: int = 1) -> list[Chunk]:
-    """All work of a rank in order: one batch, two, four ... up to CHUNK_BYTES or CHUNK_ROWS."""
-    costs = [_batch_cost(segment, rank, world) for segment in segments]
+def chunks_of(
+    segments: Sequence[Segment], rank: int = 0, world: int = 1, item_bytes: int = 0
+) -> list[Chunk]:
+    """All work of a rank in order: one batch, two, four ... up to the size of a task.
+
+    item_bytes  of one decoded sample where tasks decode, else 0
+    """
+    costs = [_batch_cost(segment, rank, world, item_bytes) for segment in segments]
     total = sum(cost * segment.count for cost, segment in zip(costs, segments, strict=True))
     most = max(1.0, total / MAX_CHUNKS)
     chunks, batches = [], 1
@@ -109,76 +115,80 @@ def local_tables(segments: Sequence[Segment], rank: int = 0, world: int = 1) -> 
         yield from read_chunk(places, chunk, rank, world)
 
 
-def ray_dataset(
+def ray_tables(
     segments: Sequence[Segment],
     rank: int = 0,
     world: int = 1,
     *,
     decode: Assembler | None = None,
-) -> Dataset:
-    """The stream as a Ray Dataset for one rank; iterate it by `ray_tables`.
+    tasks: int | None = None,
+) -> Iterator[pa.Table]:
+    """The stream through Ray Data for one rank: blocks as they come, without copies.
 
     decode  batches are decoded by it in the tasks (its places must be those of the segments) and
             come as tables of `assemble.DECODED`; None: raw bytes, tables of `COLUMNS`
+    tasks   at a time; default: what keeps a consumer of this stream busy
 
-    Built in the training worker, or through Ray Train as
-    ``datasets={f"{modality}-{rank}": lambda: ray_dataset(...)}`` with `data_config()`: either way
-    every start of the worker group plans the rest of the run anew.
+    It is meant to be called in the training worker: every start of the worker group plans the rest
+    of the run anew, for the ranks that there are then.
     """
-    import ray
+    chunks = chunks_of(segments, rank, world, 0 if decode is None else decode.item_bytes())
+    if not chunks:
+        return
+    tasks = min(len(chunks), tasks or _tasks(segments, world, decode is not None))
+    ahead = tasks + AHEAD
+    pace = None
+    if len(chunks) > ahead:
+        from pipelines.streams.pace import Pace
 
-    chunks = chunks_of(segments, rank, world)
-    items = [{"segment": c.segment, "first": c.first, "stop": c.stop} for c in chunks]
-    shared = ray.put(Places.of_segments(segments) if decode is None else decode)
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        partial(_read_task if decode is None else _decode_task, shared, rank, world),
-        batch_size=None,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        num_cpus=READ_CPUS if decode is None else DECODE_CPUS,
-        concurrency=TASKS,
-    )
-    dataset.context.execution_options = execution_options()
-    dataset.context.target_max_block_size = 2 * CHUNK_BYTES
-    return dataset
-
-
-def execution_options() -> ExecutionOptions:
-    """How a stream must be executed: in order, and with a bound on what it keeps ahead."""
-    from ray.data import ExecutionOptions, ExecutionResources
-
-    return ExecutionOptions(
-        preserve_order=True,
-        resource_limits=ExecutionResources.for_limits(object_store_memory=store_budget()),
-    )
-
-
-def store_budget() -> int:
-    """Bytes of the object store that one stream may fill ahead of its consumer.
-
-    As much as is safe: while a stream is held back, Ray's executor polls in a tight loop and
-    takes the interpreter from the training thread beside it.
-    """
-    import ray
-
-    store = int(ray.cluster_resources().get("object_store_memory", 0))
-    return max(STORE_BYTES, store // STORE_SHARE)
-
-
-def data_config() -> Any:
-    """Ray Train's DataConfig for streams: each rank has datasets of its own, none is split."""
-    from ray.train import DataConfig
-
-    return DataConfig(datasets_to_split=[], execution_options=execution_options())
-
-
-def ray_tables(source: DataIterator | Dataset) -> Iterator[pa.Table]:
-    """Blocks of a `ray_dataset` as they come, without copying them out of the object store."""
-    yield from source.iter_batches(
+        pace = Pace([(chunk.segment, chunk.first) for chunk in chunks], ahead)
+    shared = Places.of_segments(segments) if decode is None else decode
+    dataset = _dataset(chunks, shared, (rank, world), tasks, pace)
+    for table in dataset.iter_batches(
         batch_size=None,  # type: ignore[arg-type]  # documented: whole blocks
         batch_format="pyarrow",
         prefetch_batches=2,
+    ):
+        if pace is not None:
+            pace.reached(table.column("segment")[0].as_py(), table.column("batch")[0].as_py())
+        yield table
+
+
+def _dataset(
+    chunks: Sequence[Chunk],
+    shared: Places | Assembler,
+    place: tuple[int, int],
+    tasks: int,
+    pace: Pace | None,
+) -> Dataset:
+    """One task per chunk, in order; `shared` tells whether they read only or decode too."""
+    import ray
+    from ray.data import ExecutionOptions, ExecutionResources, TaskPoolStrategy
+
+    reads = isinstance(shared, Places)
+    work = partial(
+        _read_task if reads else _decode_task,
+        ray.put(shared),
+        place,
+        None if pace is None else pace.turns,
     )
+    items = [{"number": number, **asdict(chunk)} for number, chunk in enumerate(chunks)]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        work,
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        num_cpus=READ_CPUS if reads else DECODE_CPUS,
+        compute=TaskPoolStrategy(size=tasks),
+    )
+    # The pace keeps a stream far below this; it is a limit for samples of very unequal size.
+    most = 4 * (tasks + AHEAD) * (CHUNK_BYTES if reads else DECODED_BYTES)
+    dataset.context.execution_options = ExecutionOptions(
+        preserve_order=True,
+        resource_limits=ExecutionResources.for_limits(object_store_memory=most),
+    )
+    dataset.context.target_max_block_size = 2 * CHUNK_BYTES
+    return dataset
 
 
 @dataclass(frozen=True)
@@ -253,17 +263,32 @@ def _table(
     return pa.table(columns, schema=COLUMNS)
 
 
-def _read_task(shared: Any, rank: int, world: int, work: pa.Table) -> Iterator[pa.Table]:
+def _read_task(
+    shared: Any, place: tuple[int, int], turns: Any, work: pa.Table
+) -> Iterator[pa.Table]:
     """What one Ray task does: the chunks named in `work`."""
-    for item in work.to_pylist():
-        yield from read_chunk(_fetched(shared), Chunk(**item), rank, world)
+    for chunk in _due(turns, work):
+        yield from read_chunk(_fetched(shared), chunk, *place)
 
 
-def _decode_task(shared: Any, rank: int, world: int, work: pa.Table) -> Iterator[pa.Table]:
+def _decode_task(
+    shared: Any, place: tuple[int, int], turns: Any, work: pa.Table
+) -> Iterator[pa.Table]:
     from pipelines.streams.assemble import decode_chunk
 
+    for chunk in _due(turns, work):
+        yield from decode_chunk(_fetched(shared), chunk, *place)
+
+
+def _due(turns: Any, work: pa.Table) -> Iterator[Chunk]:
+    """The chunks named in `work`, each when its turn has come."""
     for item in work.to_pylist():
-        yield from decode_chunk(_fetched(shared), Chunk(**item), rank, world)
+        number = item.pop("number")
+        if turns is not None:
+            from pipelines.streams.pace import wait_for_turn
+
+            wait_for_turn(turns, number)
+        yield Chunk(**item)
 
 
 @lru_cache(maxsize=8)
@@ -274,8 +299,18 @@ def _fetched(shared: Any) -> Any:
     return ray.get(shared)
 
 
-def _batch_cost(segment: Segment, rank: int, world: int) -> float:
+def _batch_cost(segment: Segment, rank: int, world: int, item_bytes: int) -> float:
     """A rank's part of one batch as a share of the largest chunk."""
     low, high = slice_of(segment.plan.batch_size, rank, world)
-    row = max(float(segment.index.sizes.mean()) / CHUNK_BYTES, 1 / CHUNK_ROWS)
-    return row * max(1, high - low)
+    raw = float(segment.index.sizes.mean()) / CHUNK_BYTES
+    return max(raw, item_bytes / DECODED_BYTES, 1 / CHUNK_ROWS) * max(1, high - low)
+
+
+def _tasks(segments: Sequence[Segment], world: int, decode: bool) -> int:
+    """Tasks of one stream at a time. Ray's CPUs bound all streams together."""
+    import ray
+
+    if decode:
+        return max(2, min(16, int(ray.cluster_resources().get("CPU", 2)) // world))
+    remote = any(is_remote(shard.url) for segment in segments for shard in segment.index.shards)
+    return REMOTE_TASKS if remote else LOCAL_TASKS
