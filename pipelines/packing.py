@@ -67,7 +67,7 @@ def check_samples(listing: Listing, options: Any) -> tuple[list[str | None], lis
         {
             "kind": listing.kind,
             "options": fields,
-            "items": [[item.path, item.text] for item in items[i : i + CHUNK]],
+            "items": [[_absolute(item), item.text] for item in items[i : i + CHUNK]],
         }
         for i in range(0, len(items), CHUNK)
     ]
@@ -143,7 +143,7 @@ def write(pack: Packing, splits: Mapping[str, Sequence[Ready]]) -> list[Shard]:
             items = [
                 {
                     "key": f"{pack.modality}-{split}-{first + i:06d}",
-                    "path": sample.item.path,
+                    "path": _absolute(sample.item),
                     "text": sample.item.text,
                     "label": sample.label,
                     "source": sample.item.source,
@@ -283,3 +283,8 @@ def _bytes_of(item: Item) -> int:
 
 def _rank(seed: int, name: str) -> bytes:
     return hashlib.blake2b(f"{seed}|{name}".encode("utf-8", "surrogateescape")).digest()
+
+
+def _absolute(item: Item) -> str | None:
+    """A task may run in another working directory."""
+    return None if item.path is None else os.path.abspath(item.path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,8 +41,7 @@ def each(
 
 
 def _results(work: Callable[[Job], Any], jobs: Sequence[Job], cost: int) -> Any:
-    running = "ray" in sys.modules and sys.modules["ray"].is_initialized()
-    if not jobs or (cost <= SMALL and not running):
+    if not jobs or cost <= SMALL:
         yield from ((i, work(job)) for i, job in enumerate(jobs))
         return
     with ray_session():
