@@ -148,7 +148,12 @@ def _recipe_parts(recipe: Recipe) -> list[Part]:
 def _urls(source: str) -> list[str]:
     if storage.is_remote(source):
         return expand(source if source.endswith(".tar") else f"{source.rstrip('/')}/*.tar")
-    return expand(f"{source}/*.tar" if os.path.isdir(source) else source)
+    if not os.path.isdir(source):
+        return expand(source)
+    found = sorted(str(path.absolute()) for path in Path(source).glob("*.tar"))
+    if not found:
+        raise UserError(f"{source} holds no tar")
+    return found
 
 
 def _kind_of(modality: str, urls: Sequence[str]) -> str | None:

@@ -98,6 +98,11 @@ def test_clean_data(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "No problem found" in shown and widest(shown) <= 80
 
 
+def test_a_folder_whose_name_looks_like_a_pattern(data: Path, tmp_path: Path) -> None:
+    code, report = verify(tmp_path, data.rename(tmp_path / "a[1]{x}*"))
+    assert (code, report["classes"]) == (0, ["cat", "dog"])
+
+
 @pytest.mark.ray
 def test_on_ray_data_the_report_is_the_same(ray_cluster: None, data: Path, tmp_path: Path) -> None:
     (data / "image-train-000000.tar").write_bytes(b"torn")
@@ -288,6 +293,8 @@ def test_overlap_within_what_the_recipe_allows(data: Path, tmp_path: Path) -> No
 def test_bad_requests(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify(tmp_path, tmp_path / "dota") == (2, {})
     assert "no file" in capsys.readouterr().err
+    assert verify(tmp_path, tmp_path) == (2, {})
+    assert "holds no tar" in capsys.readouterr().err
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").write_text("mine")
     assert cli.main(["verify", str(data), "--out", str(tmp_path / "full")]) == 2
