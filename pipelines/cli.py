@@ -7,8 +7,12 @@ Exit codes: 0 done, 2 the user's input is wrong (every problem listed, nothing w
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
+import inspect
+import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from datetime import datetime
 from importlib import resources
@@ -16,8 +20,9 @@ from pathlib import Path
 from types import ModuleType
 
 from pipelines import terminal
+from uml_core import recipe
 from uml_core.errors import RunError, UserError, near
-from uml_core.recipe import Recipe, load
+from uml_core.modalities import KINDS
 
 VERBS = {
     "prepare": "a source (world, folders, CSV) -> shards and index",
@@ -70,6 +75,7 @@ def parser(verb: str, module: ModuleType) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if getattr(module, "TAKES_RECIPE", False):
+        out.epilog = recipe_fields()
         out.add_argument("recipe", help="a recipe file or the name of a packaged recipe")
         out.add_argument("overrides", nargs="*", help="fields to change, e.g. train.lr=1e-3")
     out.add_argument("--out", help="results folder (default: runs/<name>/<timestamp>)")
@@ -79,7 +85,44 @@ def parser(verb: str, module: ModuleType) -> argparse.ArgumentParser:
     return out
 
 
-def load_recipe(args: argparse.Namespace) -> Recipe:
+def recipe_fields() -> str:
+    """Every field of a recipe with its default and meaning, for `--help`."""
+    groups: dict[str, type] = {
+        "": recipe.Recipe,
+        "modalities.NAME.": recipe.ModalitySpec,
+        "world.": recipe.WorldSpec,
+        "model.": recipe.ModelSpec,
+        "train.": recipe.TrainSpec,
+        "train.warmup.": recipe.WarmupSpec,
+        "probe.": recipe.ProbeSpec,
+        "compare.": recipe.CompareSpec,
+    }
+    lines = ["recipe fields (key=value on the command line):"]
+    for prefix, spec in groups.items():
+        source = inspect.getsource(spec)
+        for field in dataclasses.fields(spec):
+            if (
+                field.name not in ("modalities", "options")
+                and f"{prefix}{field.name}." not in groups
+            ):
+                comment = re.search(rf"^    {field.name}: [^#\n]*# (.+)$", source, re.MULTILINE)
+                lines.append(_field_line(prefix, field, comment[1] if comment else ""))
+    for kind, modality in KINDS.items():
+        lines.append(f"of modalities of kind {kind}:")
+        for field in dataclasses.fields(modality.Options):
+            lines.append(_field_line("  ", field, field.metadata.get("help", "")))
+    return "\n".join(lines)
+
+
+def _field_line(prefix: str, field: dataclasses.Field, meaning: str) -> str:
+    default = ""
+    if field.default is not dataclasses.MISSING:
+        default = f" = {'null' if field.default is None else field.default}"
+    text = f"{prefix}{field.name}{default}" + (f"  {meaning}" if meaning else "")
+    return textwrap.fill(text, 80, initial_indent="  ", subsequent_indent="      ")
+
+
+def load_recipe(args: argparse.Namespace) -> recipe.Recipe:
     """The recipe that the arguments name, with their overrides."""
     path = Path(args.recipe)
     if path.suffix not in (".yaml", ".yml"):
@@ -90,7 +133,7 @@ def load_recipe(args: argparse.Namespace) -> Recipe:
                 f"of {', '.join(known)}"
             )
         path = Path(str(resources.files("pipelines"))) / "recipes" / f"{args.recipe}.yaml"
-    return load(path, args.overrides)
+    return recipe.load(path, args.overrides)
 
 
 def packaged() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelines.data import Data, num_classes
+from pipelines.data import Data, make_round, num_classes, rounds_of
 from uml_core.arms import UNIMODAL
 from uml_core.learner import UnpairedLearner
 from uml_core.recipe import Recipe, grid_points
@@ -17,23 +17,26 @@ def describe(recipe: Recipe, data: Data, arms: Sequence[str] = ("uml",)) -> str:
     schedule = recipe.schedule()
     taken = schedule.consumed(schedule.total)
     lines = [recipe.to_yaml(), f"classes     {len(data.classes)}"]
+    shots, seed = next(rounds_of(recipe))
+    streams = make_round(recipe, data, seed, shots).train
     for name in recipe.active:
-        train = data.train[name]
-        epochs = taken[name] * recipe.train.batch_size / max(1, len(train))
+        train, used = data.train[name], len(streams[name])
+        of = "" if used == len(train) else f", {used} of them streamed"
+        passes = taken[name] * recipe.train.batch_size / used
         lines.append(
-            f"{name:<11} {len(train)} training samples in {len(train.shards)} shards, "
-            f"{taken[name]} batches per fit ({epochs:.1f} passes)"
+            f"{name:<11} {len(train)} training samples in {len(train.shards)} shards{of}; "
+            f"{taken[name]} batches per fit ({passes:.1f} passes)"
         )
-    shots = recipe.shots if isinstance(recipe.shots, list) else [recipe.shots]
+    budgets = recipe.shots if isinstance(recipe.shots, list) else [recipe.shots]
     fits = (
         len(recipe.seeds)
-        * len(shots)
+        * len(budgets)
         * sum(len(grid_points(recipe.compare, arm not in UNIMODAL)) for arm in arms)
     )
     parameters = _parameters(recipe, data)
     lines += [
         f"steps       {schedule.total} per fit, batch {recipe.train.batch_size}",
-        f"fits        {fits} ({len(arms)} arms, {len(recipe.seeds)} seeds, {len(shots)} shots)",
+        f"fits        {fits} ({len(arms)} arms, {len(recipe.seeds)} seeds, {len(budgets)} shots)",
         f"parameters  {parameters:,}",
         f"memory      about {_memory(recipe, data, parameters, fits) // MIB} MiB per worker",
     ]

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# A job's actors and first tasks start together; Ray warns when they are four times the cores.
+os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, os.cpu_count() or 1)))
 
 TRAINER_CPUS = 0.25  # logical: the operating system shares the real cores; see `local_cpus`
 
