@@ -1,0 +1,52 @@
+"""README's picture of the repository holds: every file stands in its tree, every command exists."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipelines import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def tree() -> set[str]:
+    """Paths named in README's tree."""
+    block = README.split("## The repository")[1].split("```")[1]
+    found: set[str] = set()
+    folders: list[str] = []
+    for line in filter(None, block.splitlines()):
+        depth = (len(line) - len(line.lstrip())) // 2
+        name = line.split()[0]
+        folders = folders[:depth]
+        if name.endswith("/"):
+            folders.append(name)
+        else:
+            found.add("".join(folders) + name)
+    return found
+
+
+def test_every_file_stands_in_the_tree_and_every_entry_exists():
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    files = {
+        name
+        for name in tracked.stdout.split()
+        if not name.startswith("tests/") and not name.endswith(("__init__.py", ".gitignore"))
+    }
+    assert tree() == files
+
+
+def test_every_verb_and_make_target_that_readme_names_exists():
+    verbs = set(re.findall(r"\buml ([a-z]+)\b", README))
+    assert verbs and verbs <= set(cli.VERBS)
+    targets = set(re.findall(r"\bmake ([a-z-]+)\b", README))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert targets and all(re.search(rf"^{t}:", makefile, re.MULTILINE) for t in targets)
