@@ -19,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 from types import ModuleType
 
-from pipelines import terminal
+from pipelines.reporting import terminal
 from uml_core import recipe
 from uml_core.errors import RunError, UserError, near
 from uml_core.modalities import KINDS

@@ -21,10 +21,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipelines import cli, plots, provenance, terminal
-from pipelines.answer import sentence
-from pipelines.cohort import Cohort, Result, run_cohort, steps_of
-from pipelines.data import (
+from pipelines import cli
+from pipelines.report import write_report
+from pipelines.reporting import plots, provenance, terminal
+from pipelines.reporting.answer import sentence
+from pipelines.reporting.samples import save_samples
+from pipelines.running.cohort import Cohort, Result, run_cohort, steps_of
+from pipelines.running.data import (
     Data,
     make_round,
     num_classes,
@@ -34,10 +37,8 @@ from pipelines.data import (
     sample_inputs,
     write_json,
 )
-from pipelines.dry_run import describe
-from pipelines.report import write_report
-from pipelines.runtime import ray_session
-from pipelines.samples import save_samples
+from pipelines.running.dry_run import describe
+from pipelines.running.runtime import ray_session
 from pipelines.tracking import PARENT, Tracker
 from uml_core.arms import applicable, control_description
 from uml_core.comparison import conclude, curves

@@ -25,10 +25,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines import cli, guards, holdings, terminal
-from pipelines.decoding import kind_options
-from pipelines.packing import Packing, Ready, check_samples, draw_test, write, write_world
-from pipelines.sources import Listing, Reading, normal, read_source
+from pipelines import cli
+from pipelines.reporting import terminal
+from pipelines.sources import guards, holdings
+from pipelines.sources.decoding import kind_options
+from pipelines.sources.packing import Packing, Ready, check_samples, draw_test, write, write_world
+from pipelines.sources.reading import Listing, Reading, normal, read_source
 from pipelines.streams.index import (
     CLASSES_NAME,
     INDEX_NAME,

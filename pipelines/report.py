@@ -19,9 +19,10 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from pipelines import answer, cli, sections, terminal, tracking
-from pipelines.samples import FOLDER, save_samples
-from pipelines.sections import Section
+from pipelines import cli, tracking
+from pipelines.reporting import answer, sections, terminal
+from pipelines.reporting.samples import FOLDER, save_samples
+from pipelines.reporting.sections import Section
 from uml_core.errors import UserError
 
 __all__ = ["add_arguments", "run", "save_samples", "write_report"]

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from rich.text import Text
 
-from pipelines import cli, terminal
+from pipelines import cli
+from pipelines.reporting import terminal
 from uml_core.errors import UserError
 from uml_core.theory.checks import INSTANCES, run_checks
 from uml_core.theory.example import Example, worked_example

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines import terminal
-from pipelines.mlflow_store import (
+from pipelines.reporting import terminal
+from pipelines.reporting.mlflow_store import (
     MAX_METRICS,
     PARENT,
     Store,

@@ -24,9 +24,12 @@ import ray.train
 import torch
 from safetensors.torch import save_file
 
-from pipelines import cli, provenance, terminal
-from pipelines.board import Board, Listener, Reporter
-from pipelines.data import (
+from pipelines import cli
+from pipelines.report import write_report
+from pipelines.reporting import provenance, terminal
+from pipelines.reporting.samples import save_samples
+from pipelines.running.board import Board, Listener, Reporter
+from pipelines.running.data import (
     Data,
     Round,
     make_round,
@@ -37,12 +40,10 @@ from pipelines.data import (
     sample_inputs,
     write_json,
 )
-from pipelines.dry_run import describe
-from pipelines.feed import Feed, load_batches
-from pipelines.jobs import limit_threads, run_workers
-from pipelines.report import write_report
-from pipelines.runtime import ray_session
-from pipelines.samples import save_samples
+from pipelines.running.dry_run import describe
+from pipelines.running.feed import Feed, load_batches
+from pipelines.running.jobs import limit_threads, run_workers
+from pipelines.running.runtime import ray_session
 from pipelines.streams.shards import Index
 from pipelines.tracking import PARENT, Tracker
 from uml_core.arms import build_fit, head_source

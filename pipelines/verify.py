@@ -26,11 +26,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from pipelines import cli, guards, holdings, terminal
-from pipelines.decoding import plain
-from pipelines.inspection import check_shard, index_differences, kind_by_content
-from pipelines.parallel import Job, each
+from pipelines import cli
 from pipelines.prepare import ensure_world
+from pipelines.reporting import terminal
+from pipelines.sources import guards, holdings
+from pipelines.sources.decoding import plain
+from pipelines.sources.inspection import check_shard, index_differences, kind_by_content
+from pipelines.sources.parallel import Job, each
 from pipelines.streams import storage
 from pipelines.streams.index import (
     CLASSES_NAME,

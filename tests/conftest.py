@@ -22,7 +22,7 @@ from pipelines.streams.shards import Sample, write_classes, write_shards
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local Ray for the whole test session, in a private temporary folder."""
-    from pipelines.runtime import ray_session
+    from pipelines.running.runtime import ray_session
 
     with ray_session(workers=2, streams=2):
         yield

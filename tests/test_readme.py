@@ -47,6 +47,6 @@ def test_every_file_stands_in_the_tree_and_every_entry_exists():
 def test_every_verb_and_make_target_that_readme_names_exists():
     verbs = set(re.findall(r"\buml ([a-z]+)\b", README))
     assert verbs and verbs <= set(cli.VERBS)
-    targets = set(re.findall(r"\bmake ([a-z-]+)\b", README))
+    targets = set(re.findall(r"(?:^|`)make ([a-z-]+)\b", README, re.MULTILINE))
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert targets and all(re.search(rf"^{t}:", makefile, re.MULTILINE) for t in targets)

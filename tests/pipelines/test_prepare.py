@@ -12,8 +12,8 @@ import soundfile
 from PIL import Image
 
 from pipelines import cli
-from pipelines.packing import draw_test
 from pipelines.prepare import ensure_world
+from pipelines.sources.packing import draw_test
 from pipelines.streams.shards import Index, load_index, read_rows
 from uml_core.errors import RunError, UserError
 from uml_core.recipe import WorldSpec
@@ -322,7 +322,7 @@ def test_a_dry_run_writes_nothing(
 def test_a_file_that_changes_meanwhile_fails_the_run_and_leaves_nothing(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines import packing
+    from pipelines.sources import packing
 
     write_shard = packing.write_shard
 
@@ -392,7 +392,7 @@ def test_own_shards_in_the_place_of_a_world_are_left_alone(tmp_path: Path) -> No
 def test_a_full_disk_fails_the_run_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines import packing
+    from pipelines.sources import packing
 
     def full(path, samples, kind):
         raise OSError(28, "No space left on device", path)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import cli, plots
+from pipelines import cli
 from pipelines.report import save_samples, write_report
+from pipelines.reporting import plots
 from uml_core.errors import UserError
 from uml_core.statistics import paired_gain
 

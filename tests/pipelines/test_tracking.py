@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import tracking
-from pipelines.mlflow_store import PARENT, resolve_uri
+from pipelines.reporting.mlflow_store import PARENT, resolve_uri
 from pipelines.tracking import Tracker, flatten
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from rich.table import Table
 
+from pipelines.reporting.terminal import table
 from pipelines.streams import storage
 from pipelines.streams.index import Shard
 from pipelines.streams.shards import Index
-from pipelines.terminal import table
 
 SPLITS = ("train", "val", "test")
 _NAME = re.compile(

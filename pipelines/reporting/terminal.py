@@ -27,7 +27,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from pipelines import answer
+from pipelines.reporting import answer
 from uml_core.statistics import mean_interval
 
 WIDTH = 80

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import guards
+from pipelines.sources import guards
 from pipelines.streams.shards import Index, load_index, read_rows, subset, write_subset
 from uml_core.errors import UserError
 from uml_core.modalities import Modality

@@ -9,8 +9,8 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from pipelines import samples
-from pipelines.samples import save_samples
+from pipelines.reporting import samples
+from pipelines.reporting.samples import save_samples
 
 
 def png(color: tuple[int, int, int], size: int = 8) -> bytes:

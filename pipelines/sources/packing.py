@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.decoding import Decoder, plain
-from pipelines.parallel import Job, each
-from pipelines.sources import Item, Listing
+from pipelines.sources.decoding import Decoder, plain
+from pipelines.sources.parallel import Job, each
+from pipelines.sources.reading import Item, Listing
 from pipelines.streams.index import Shard, from_json, to_json
 from pipelines.streams.scan import content_hash
 from pipelines.streams.shards import (

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from pipelines import guards
+from pipelines.sources import guards
 from pipelines.streams.index import Shard
 from pipelines.streams.shards import Index
 from uml_core.errors import UserError

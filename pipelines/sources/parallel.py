@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipelines.runtime import ray_session
-from pipelines.terminal import Progress
+from pipelines.reporting.terminal import Progress
+from pipelines.running.runtime import ray_session
 from uml_core.errors import RunError
 
 SMALL = 16 << 20  # bytes of work that are done sooner than a local Ray has started (about 10 s)

@@ -135,7 +135,7 @@ def environment(
     """The content of environment.json.
 
     data: as from `data_facts`. placement: {"workers": [{"rank", "device", ...}]}. guards: what
-    `pipelines.guards.check` reports. `more` holds optional parts such as ``forecast``.
+    `pipelines.sources.guards.check` reports. `more` holds optional parts such as ``forecast``.
     """
     return {
         "versions": versions(),

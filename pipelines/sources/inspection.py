@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipelines.decoding import Decoder
-from pipelines.parallel import Job
+from pipelines.sources.decoding import Decoder
+from pipelines.sources.parallel import Job
 from pipelines.streams import storage
 from pipelines.streams.index import Shard, from_json, scan_shard, to_json
 from uml_core.errors import RunError, UserError

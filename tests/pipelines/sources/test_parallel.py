@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.parallel import SMALL, each
+from pipelines.sources.parallel import SMALL, each
 from uml_core.errors import RunError
 
 

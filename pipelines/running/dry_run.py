@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelines.data import Data, make_round, num_classes, rounds_of
+from pipelines.running.data import Data, make_round, num_classes, rounds_of
 from uml_core.arms import UNIMODAL
 from uml_core.learner import UnpairedLearner
 from uml_core.recipe import Recipe, grid_points

@@ -22,12 +22,12 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from pipelines.board import Board, Listener, Reporter
-from pipelines.data import Round
-from pipelines.feed import Feed, load_batches
-from pipelines.jobs import limit_threads, run_workers
+from pipelines.reporting.terminal import Progress
+from pipelines.running.board import Board, Listener, Reporter
+from pipelines.running.data import Round
+from pipelines.running.feed import Feed, load_batches
+from pipelines.running.jobs import limit_threads, run_workers
 from pipelines.streams.shards import Index
-from pipelines.terminal import Progress
 from uml_core.arms import UNIMODAL, build_fit
 from uml_core.comparison import Outcome, Unit, choose, share, units_of
 from uml_core.errors import RunError, UserError

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines import answer
+from pipelines.reporting import answer
 from uml_core.statistics import Gain
 
 

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipelines import answer
+from pipelines.reporting import answer
 from uml_core.statistics import Gain, mean_interval
 
 # name of the CSS variable -> colour on white; every colour must be unique for `svg` to work

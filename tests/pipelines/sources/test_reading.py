@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas
 import pytest
 
-from pipelines.sources import Reading, read_source
+from pipelines.sources.reading import Reading, read_source
 from uml_core.errors import UserError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 import torch
 
-from pipelines.runtime import TRAINER_CPUS
+from pipelines.running.runtime import TRAINER_CPUS
 from uml_core.errors import RunError
 from uml_core.recipe import TrainSpec
 

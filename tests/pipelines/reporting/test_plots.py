@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from pipelines import plots
+from pipelines.reporting import plots
 
 ARMS = {
     "uml": {"steps": [0, 25, 50], "val_accuracy": [[2.0, 9.0, 20.0], [2.0, 8.0]], "loss": {}},

@@ -16,8 +16,8 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.ticker import MaxNLocator
 
-from pipelines import answer, plots
-from pipelines.terminal import clock
+from pipelines.reporting import answer, plots
+from pipelines.reporting.terminal import clock
 from uml_core.statistics import Gain, mean_interval
 
 _MIME = {

@@ -3,7 +3,7 @@
 import subprocess
 from types import SimpleNamespace
 
-from pipelines import provenance
+from pipelines.reporting import provenance
 
 
 def git(folder, *args):

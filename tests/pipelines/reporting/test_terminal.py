@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from pipelines import terminal
+from pipelines.reporting import terminal
 from uml_core.statistics import paired_gain
 
 

@@ -1,0 +1,1 @@
+"""How a job runs: Ray session, data of a recipe, worker group, feeds, progress."""

@@ -1,0 +1,1 @@
+"""From a person's files to checked shards: readers, packing, inspection, guards."""
