@@ -12,8 +12,8 @@ from uml_core.recipe import Recipe, grid_points
 MIB = 1 << 20
 
 
-def describe(recipe: Recipe, data: Data, arms: Sequence[str] = ("uml",)) -> str:
-    """The text of `--dry-run`; `arms` as the job would train them."""
+def describe(recipe: Recipe, data: Data, arms: Sequence[str] | None = None) -> str:
+    """The text of `--dry-run`. arms: of a comparison; None: one fit, its data split over workers."""
     schedule = recipe.schedule()
     taken = schedule.consumed(schedule.total)
     lines = [recipe.to_yaml(), f"classes     {len(data.classes)}"]
@@ -27,18 +27,21 @@ def describe(recipe: Recipe, data: Data, arms: Sequence[str] = ("uml",)) -> str:
             f"{name:<11} {len(train)} training samples in {len(train.shards)} shards{of}; "
             f"{taken[name]} batches per fit ({passes:.1f} passes)"
         )
-    budgets = recipe.shots if isinstance(recipe.shots, list) else [recipe.shots]
-    fits = (
-        len(recipe.seeds)
-        * len(budgets)
-        * sum(len(grid_points(recipe.compare, arm not in UNIMODAL)) for arm in arms)
-    )
+    together, fits = 1, "1"
+    if arms is not None:
+        budgets = recipe.shots if isinstance(recipe.shots, list) else [recipe.shots]
+        points = sum(len(grid_points(recipe.compare, arm not in UNIMODAL)) for arm in arms)
+        together = max(1, points // recipe.train.workers)
+        fits = (
+            f"{points * len(recipe.seeds) * len(budgets)} ({len(arms)} arms with their grids, "
+            f"{len(recipe.seeds)} seeds, {len(budgets)} numbers of shots)"
+        )
     parameters = _parameters(recipe, data)
     lines += [
         f"steps       {schedule.total} per fit, batch {recipe.train.batch_size}",
-        f"fits        {fits} ({len(arms)} arms, {len(recipe.seeds)} seeds, {len(budgets)} shots)",
+        f"fits        {fits}",
         f"parameters  {parameters:,}",
-        f"memory      about {_memory(recipe, data, parameters, fits) // MIB} MiB per worker",
+        f"memory      about {_memory(recipe, data, parameters * together) // MIB} MiB per worker",
     ]
     return "\n".join(lines)
 
@@ -48,11 +51,10 @@ def _parameters(recipe: Recipe, data: Data) -> int:
     return sum(p.numel() for p in learner.parameters())
 
 
-def _memory(recipe: Recipe, data: Data, parameters: int, fits: int) -> int:
-    """Bytes: weights, gradients, two moments and the best copy of the fits in lockstep, streams
-    in flight, the process itself."""
-    together = max(1, fits // len(recipe.seeds) // max(1, recipe.train.workers))
+def _memory(recipe: Recipe, data: Data, parameters: int) -> int:
+    """Bytes: weights, gradients, two moments and the best copy of all parameters in training,
+    streams in flight, the process itself."""
     streams = sum(
         int(data.train[name].sizes.mean()) * recipe.train.batch_size * 16 for name in recipe.active
     )
-    return together * parameters * 4 * 5 + streams + 700 * MIB
+    return parameters * 4 * 5 + streams + 700 * MIB

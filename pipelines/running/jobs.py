@@ -74,6 +74,6 @@ def _advice(error: Exception, out: Path) -> str:
     while root.__cause__ is not None:
         root = root.__cause__
     lines = str(root).strip().splitlines() or [type(root).__name__]
-    checkpoints = sorted((out / STORAGE).glob("checkpoint_*"))
+    checkpoints = sorted(p for p in (out / STORAGE).glob("checkpoint_*") if p.is_dir())
     last = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint exists"
     return f"{lines[-1]}\n{last}; the same command with --resume continues from it"
