@@ -46,7 +46,7 @@ class Block(nn.Module):
             # One position attends to itself alone: the softmax is 1 and values pass unchanged.
             v = F.linear(x, self.qkv.weight[2 * D :], self.qkv.bias[2 * D :])
             return self.out(v)
-        q, k, v = self.qkv(x).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = (p.view(B, T, self.heads, -1).transpose(1, 2) for p in self.qkv(x).chunk(3, -1))
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal
