@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 
 def describe(recipe: Recipe, data: Data, arms: Sequence[str] | None = None) -> str:
-    """The text of `--dry-run`. arms: of a comparison; None: one fit, its data split over workers."""
+    """The text of `--dry-run`. arms: those of a comparison; None: one data-parallel fit."""
     schedule = recipe.schedule()
     taken = schedule.consumed(schedule.total)
     lines = [recipe.to_yaml(), f"classes     {len(data.classes)}"]
