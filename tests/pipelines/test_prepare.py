@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipelines import cli
 from pipelines.prepare import ensure_world
+from pipelines.sources import parallel
 from pipelines.sources.packing import draw_test
 from pipelines.streams.shards import Index, load_index, read_rows
 from uml_core.errors import RunError, UserError
@@ -100,12 +101,14 @@ def test_equal_bytes_whatever_the_place_of_the_source(photos: Path, tmp_path: Pa
 
 
 @pytest.mark.ray
-def test_equal_bytes_on_ray_data(ray_cluster: None, photos: Path, tmp_path: Path) -> None:
+def test_equal_bytes_on_ray_data(
+    ray_cluster: None, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ray_out, plain_out = tmp_path / "ray", tmp_path / "plain"
-    assert uml("prepare", photos, "--out", ray_out, "--per-shard", 4) == 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ray.is_initialized", lambda: False)
-        assert uml("prepare", photos, "--out", plain_out, "--per-shard", 4) == 0
+    assert uml("prepare", photos, "--out", plain_out, "--per-shard", 4) == 0
+    monkeypatch.setattr(parallel, "SMALL", -1)
+    monkeypatch.chdir(tmp_path)  # tasks have another working directory
+    assert uml("prepare", "photos", "--out", "ray", "--per-shard", 4) == 0
     assert len(digests(ray_out)) == 7 and digests(ray_out) == digests(plain_out)
 
 

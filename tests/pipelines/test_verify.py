@@ -13,6 +13,7 @@ import soundfile
 from PIL import Image
 
 from pipelines import cli
+from pipelines.sources import parallel
 from pipelines.streams.shards import Sample, write_classes, write_shards
 
 
@@ -104,13 +105,15 @@ def test_a_folder_whose_name_looks_like_a_pattern(data: Path, tmp_path: Path) ->
 
 
 @pytest.mark.ray
-def test_on_ray_data_the_report_is_the_same(ray_cluster: None, data: Path, tmp_path: Path) -> None:
+def test_on_ray_data_the_report_is_the_same(
+    ray_cluster: None, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (data / "image-train-000000.tar").write_bytes(b"torn")
-    code, on_ray = verify(tmp_path, data)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ray.is_initialized", lambda: False)
-        assert (code, on_ray) == verify(tmp_path, data)
-    assert code == 2 and causes(on_ray)[0][0] == "image-train-000000.tar"
+    code, plain = verify(tmp_path, data)
+    assert code == 2 and causes(plain)[0][0] == "image-train-000000.tar"
+    monkeypatch.setattr(parallel, "SMALL", -1)
+    monkeypatch.chdir(tmp_path)  # tasks have another working directory
+    assert verify(tmp_path, "data") == (code, plain)
 
 
 def test_problems_of_members_are_told_with_shard_and_key(
