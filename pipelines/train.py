@@ -123,7 +123,7 @@ class Job:
 
 def _train(job: Job, tracker: Tracker) -> dict[str, Any]:
     """Runs the workers, with progress and live metrics."""
-    board = Board.remote()
+    board = Board.remote()  # type: ignore[attr-defined]
     spec = job.recipe.train
 
     def track(event: dict[str, Any]) -> None:

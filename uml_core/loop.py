@@ -127,14 +127,14 @@ class Fit:
 
     def step(self, batches: Mapping[str, Sequence[tuple[int, Batch]]], step: int) -> None:
         """One scheduled step: one update in joint mode, one per batch in alternate mode."""
-        mine = self._mine(batches)
-        if not mine or self.stopped:
+        mine = [] if self.stopped else self._mine(batches)
+        if not mine:
             return
         rate = learning_rate(self.spec, step, self.schedule.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.learner.spec.dropout:
-            # Dropout from (seed, step) alone: a resumed run draws what the uninterrupted one did.
+            # Dropout by seed, step and rank: a resumed run draws what an uninterrupted one does.
             torch.manual_seed(zlib.crc32(f"{self.seed}.{step}.{self.world.rank}".encode()))
         for part in [mine] if self.spec.mode == "joint" else [[one] for one in mine]:
             self._update(part, step)

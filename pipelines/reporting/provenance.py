@@ -31,7 +31,9 @@ PACKAGES = (
 class HasShards(Protocol):
     """The part of a shard index that provenance needs."""
 
-    shards: Any  # each with .sha256 and len(.keys) samples
+    @property
+    def shards(self) -> Any:
+        """Each with .sha256 and len(.keys) samples."""
 
 
 def git_state(file: Path = Path(__file__)) -> dict[str, Any] | None:

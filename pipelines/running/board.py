@@ -80,6 +80,8 @@ class Listener:
             self._poll()
 
     def _poll(self) -> None:
+        done: float
+        events: list[dict[str, Any]]
         try:
             done, events = ray.get(self._board.read.remote(), timeout=10)
         except (ray.exceptions.RayError, TimeoutError):

@@ -77,7 +77,7 @@ def steps_of(cohort: Cohort) -> int:
 
 def run_cohort(cohort: Cohort, progress: Progress) -> list[Result]:
     """Runs the worker group from the driver; one Result per number of shots."""
-    board = Board.remote()
+    board = Board.remote()  # type: ignore[attr-defined]
     config = {"cohort": ray.put(cohort), "board": board}
     with Listener(board, lambda done: progress.update(round(done)), lambda _: None):
         answer = run_workers(worker, config, cohort.recipe.train, Path(cohort.out), keep=1)

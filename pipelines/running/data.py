@@ -116,6 +116,7 @@ def _open_split(recipe: Recipe, name: str, split: str, problems: list[str]) -> I
         if split == "test" and name == recipe.target:
             problems.append(f"modalities.{name}.test: the target needs test shards")
         return None
+    assert recipe.data_root is not None
     try:
         return load_index(pattern, recipe.data_root, spec.kind)
     except UserError as error:

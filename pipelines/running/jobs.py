@@ -47,14 +47,17 @@ def run_workers(
             storage_path=str(out),
             failure_config=FailureConfig(max_failures=spec.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=keep),
-            worker_runtime_env={"env_vars": {"RAY_DATA_DISABLE_PROGRESS_BARS": "1"}},
+            # Type checkers see the classes of Train V1; what runs is V2.
+            worker_runtime_env={  # type: ignore[call-arg]
+                "env_vars": {"RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+            },
         ),
     )
     try:
         result = trainer.fit()
     except Exception as error:
         raise RunError(_advice(error, out)) from error
-    return result.return_value
+    return result.return_value  # type: ignore[attr-defined]
 
 
 def use_gpu(spec: TrainSpec) -> bool:

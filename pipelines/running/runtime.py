@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
@@ -42,7 +43,7 @@ def ray_session(workers: int = 1, streams: int = 1) -> Iterator[None]:
         yield
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level="warning")
+        ray.init(logging_level=logging.ERROR)
         try:
             yield
         finally:
@@ -58,7 +59,7 @@ def ray_session(workers: int = 1, streams: int = 1) -> Iterator[None]:
             dashboard_host="127.0.0.1",
             _temp_dir=folder,
             log_to_driver=bool(os.environ.get("UML_RAY_LOGS")),
-            logging_level="error",
+            logging_level=logging.ERROR,
         )
         yield
     finally:

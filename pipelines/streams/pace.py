@@ -41,7 +41,7 @@ class Pace:
 
     def __init__(self, starts: Sequence[tuple[int, int]], ahead: int) -> None:
         self._starts, self._at = list(starts), 0
-        self.turns: Any = _Turns.remote(ahead)
+        self.turns: Any = _Turns.remote(ahead)  # type: ignore[attr-defined]
 
     def reached(self, segment: int, batch: int) -> None:
         """The consumer has got to this batch; does not wait."""

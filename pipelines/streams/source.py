@@ -144,7 +144,8 @@ def ray_tables(
         pace = Pace([(chunk.segment, chunk.first) for chunk in chunks], ahead)
     shared = Places.of_segments(segments) if decode is None else decode
     dataset = _dataset(chunks, shared, (rank, world), tasks, pace)
-    for table in dataset.iter_batches(
+    table: pa.Table
+    for table in dataset.iter_batches(  # type: ignore[assignment]
         batch_size=None,  # type: ignore[arg-type]  # documented: whole blocks
         batch_format="pyarrow",
         prefetch_batches=2,
