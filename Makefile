@@ -22,7 +22,7 @@ test: setup  ## All tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow"
 
 test-unit: setup  ## Tests without Ray
-	$(BIN)/python -m pytest -q -m "not ray and not slow"
+	$(BIN)/python -m pytest -q -n 2 -m "not ray and not slow"
 
 test-slow: setup  ## Tests with many Ray starts
 	$(BIN)/python -m pytest -m slow
