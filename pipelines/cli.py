@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 
 from pipelines.reporting import terminal
-from uml_core import recipe
+from uml_core import recipe, specs
 from uml_core.errors import RunError, UserError, near
 from uml_core.modalities import KINDS
 
@@ -88,14 +88,14 @@ def parser(verb: str, module: ModuleType) -> argparse.ArgumentParser:
 def recipe_fields() -> str:
     """Every field of a recipe with its default and meaning, for `--help`."""
     groups: dict[str, type] = {
-        "": recipe.Recipe,
-        "modalities.NAME.": recipe.ModalitySpec,
-        "world.": recipe.WorldSpec,
-        "model.": recipe.ModelSpec,
-        "train.": recipe.TrainSpec,
-        "train.warmup.": recipe.WarmupSpec,
-        "probe.": recipe.ProbeSpec,
-        "compare.": recipe.CompareSpec,
+        "": specs.Recipe,
+        "modalities.NAME.": specs.ModalitySpec,
+        "world.": specs.WorldSpec,
+        "model.": specs.ModelSpec,
+        "train.": specs.TrainSpec,
+        "train.warmup.": specs.WarmupSpec,
+        "probe.": specs.ProbeSpec,
+        "compare.": specs.CompareSpec,
     }
     lines = ["recipe fields (key=value on the command line):"]
     for prefix, spec in groups.items():
@@ -122,7 +122,7 @@ def _field_line(prefix: str, field: dataclasses.Field, meaning: str) -> str:
     return textwrap.fill(text, 80, initial_indent="  ", subsequent_indent="      ")
 
 
-def load_recipe(args: argparse.Namespace) -> recipe.Recipe:
+def load_recipe(args: argparse.Namespace) -> specs.Recipe:
     """The recipe that the arguments name, with their overrides."""
     path = Path(args.recipe)
     if path.suffix not in (".yaml", ".yml"):

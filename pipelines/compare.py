@@ -42,7 +42,7 @@ from pipelines.running.runtime import ray_session
 from pipelines.tracking import PARENT, Tracker
 from uml_core.arms import applicable, control_description
 from uml_core.comparison import conclude, curves
-from uml_core.recipe import Recipe
+from uml_core.specs import Recipe
 
 TAKES_RECIPE = True
 

@@ -43,7 +43,7 @@ from pipelines.streams.index import (
 from pipelines.streams.shards import PER_SHARD
 from uml_core.errors import UserError, near
 from uml_core.modalities import KINDS
-from uml_core.recipe import WorldSpec
+from uml_core.specs import WorldSpec
 from uml_core.worlds import WORLDS, World, open_world
 
 SHOWN = 20  # bad samples, unknown classes listed on the screen

@@ -52,7 +52,7 @@ from uml_core.evaluation import Evaluate, classifier_accuracy, probe_accuracy, p
 from uml_core.loop import DataParallel, Fit, OneProcess, World, train
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
-from uml_core.recipe import Recipe
+from uml_core.specs import Recipe
 
 TAKES_RECIPE = True
 

@@ -44,7 +44,7 @@ from pipelines.streams.index import (
 from pipelines.streams.shards import Index, expand
 from uml_core.errors import RunError, UserError
 from uml_core.modalities import KINDS
-from uml_core.recipe import Recipe
+from uml_core.specs import Recipe
 
 SHOWN = 20  # problems in the table; verify.json holds all
 ALLOWED_OVERLAP = 0.01  # of a test split, where no recipe says otherwise

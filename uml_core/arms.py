@@ -22,8 +22,8 @@ from uml_core.learner import UnpairedLearner
 from uml_core.loop import Fit, OneProcess, View, World
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
-from uml_core.recipe import ARMS, Recipe, as_ratio
 from uml_core.schedule import Schedule
+from uml_core.specs import ARMS, Recipe, as_ratio
 
 UNIMODAL = ("unimodal", "unimodal_direct")
 HeadSource = Callable[[str], Iterable[Batch]]  # modality -> its training batches

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from uml_core.arms import UNIMODAL
-from uml_core.recipe import ARMS, Recipe, grid_points
+from uml_core.specs import ARMS, Recipe, grid_points
 from uml_core.statistics import paired_gain
 
 

@@ -28,7 +28,7 @@ from uml_core.objectives import (
     supervised_sum,
     supervised_terms,
 )
-from uml_core.recipe import ModelSpec
+from uml_core.specs import ModelSpec
 from uml_core.trunk import Trunk
 
 T_ = TypeVar("T_", bound=nn.Module)

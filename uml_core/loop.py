@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from uml_core.errors import RunError
 from uml_core.learner import UnpairedLearner
 from uml_core.modalities.base import Batch
-from uml_core.recipe import TrainSpec
 from uml_core.schedule import Schedule
+from uml_core.specs import TrainSpec
 
 View = Callable[[Batch, int], Batch]  # what an arm sees of a batch: (batch, its number) -> batch
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uml_core.errors import UserError
-from uml_core.recipe import ModelSpec
+from uml_core.specs import ModelSpec
 
 
 class Block(nn.Module):

@@ -35,7 +35,7 @@ from uml_core.evaluation import Evaluate, classifier_accuracy, probe_accuracy, p
 from uml_core.loop import DataParallel, Fit, OneProcess, World, accuracy, train
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
-from uml_core.recipe import Recipe, grid_points
+from uml_core.specs import Recipe, grid_points
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from uml_core.errors import UserError
 from uml_core.modalities import Modality
 from uml_core.modalities.base import BadSample
 from uml_core.probes import few_shot_split
-from uml_core.recipe import Recipe
+from uml_core.specs import Recipe
 
 SUBSET_BYTES = 256 << 20  # a subset up to this size gets a shard of its own
 

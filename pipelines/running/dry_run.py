@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pipelines.running.data import Data, make_round, num_classes, rounds_of
 from uml_core.arms import UNIMODAL
 from uml_core.learner import UnpairedLearner
-from uml_core.recipe import Recipe, grid_points
+from uml_core.specs import Recipe, grid_points
 
 MIB = 1 << 20
 

@@ -12,7 +12,7 @@ import torch
 
 from pipelines.running.runtime import TRAINER_CPUS
 from uml_core.errors import RunError
-from uml_core.recipe import TrainSpec
+from uml_core.specs import TrainSpec
 
 STORAGE = "train"  # Ray Train's folder inside --out; its name is what resuming goes by
 

@@ -17,7 +17,7 @@ from pipelines.sources import parallel
 from pipelines.sources.packing import draw_test
 from pipelines.streams.shards import Index, load_index, read_rows
 from uml_core.errors import RunError, UserError
-from uml_core.recipe import WorldSpec
+from uml_core.specs import WorldSpec
 
 
 def png(seed: int, size: int = 8) -> bytes:

@@ -9,7 +9,7 @@ from uml_core.learner import UnpairedLearner, seeded
 from uml_core.modalities import KINDS
 from uml_core.modalities.base import Batch
 from uml_core.modalities.common import masked_mean
-from uml_core.recipe import ModelSpec
+from uml_core.specs import ModelSpec
 
 SPEC = ModelSpec(width=16, depth=2, heads=4)
 CLASSES = 5

@@ -17,8 +17,8 @@ from uml_core.learner import UnpairedLearner
 from uml_core.loop import Fit, accuracy, learning_rate, train
 from uml_core.modalities import KINDS
 from uml_core.modalities.base import Batch
-from uml_core.recipe import ModelSpec, TrainSpec
 from uml_core.schedule import Schedule, Warmup
+from uml_core.specs import ModelSpec, TrainSpec
 
 CLASSES = 4
 SPEC = TrainSpec(steps=12, batch_size=8, lr=0.01, lr_warmup=2, validate_every=3, checkpoint_every=5)

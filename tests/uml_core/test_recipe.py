@@ -8,8 +8,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 
 from uml_core.errors import UserError
-from uml_core.recipe import CompareSpec, Recipe, from_dict, grid_points, load
+from uml_core.recipe import from_dict, load
 from uml_core.schedule import Warmup
+from uml_core.specs import CompareSpec, Recipe, grid_points
 
 SMALL = {
     "name": "small",

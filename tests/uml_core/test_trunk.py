@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from uml_core.errors import UserError
-from uml_core.recipe import ModelSpec
+from uml_core.specs import ModelSpec
 from uml_core.trunk import Block, Trunk, sinusoids
 
 SPEC = ModelSpec(width=12, depth=2, heads=3, max_positions=16)

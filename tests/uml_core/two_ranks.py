@@ -17,8 +17,8 @@ from uml_core.learner import UnpairedLearner
 from uml_core.loop import DataParallel, Fit, OneProcess, train
 from uml_core.modalities import KINDS
 from uml_core.modalities.base import Batch
-from uml_core.recipe import ModelSpec, TrainSpec
 from uml_core.schedule import Schedule
+from uml_core.specs import ModelSpec, TrainSpec
 
 ROWS, CLASSES, STEPS = 8, 4, 20
 

@@ -1,0 +1,198 @@
+"""What the types of a recipe cannot say: ranges, names that must exist, settings that exclude
+each other. Every problem becomes a sentence that names the field and what to do.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from torch import nn
+
+from uml_core.errors import near
+from uml_core.modalities import KINDS
+from uml_core.specs import (
+    ARMS,
+    TUNABLE,
+    CompareSpec,
+    ModalitySpec,
+    Recipe,
+    grid_points,
+    pieces,
+)
+
+_LEAST = {
+    "model.width": 1,
+    "model.depth": 0,
+    "model.heads": 1,
+    "model.ff": 1,
+    "model.max_positions": 1,
+    "train.steps": 1,
+    "train.batch_size": 1,
+    "train.weight_decay": 0,
+    "train.lr_warmup": 0,
+    "train.warmup.steps": 1,
+    "train.workers": 1,
+    "train.validate_every": 1,
+    "train.patience": 1,
+    "train.checkpoint_every": 1,
+    "train.max_failures": 0,
+    "world.train": 1,
+    "world.test": 1,
+}
+_ABOVE_ZERO = ("train.lr", "train.clip", "probe.label_fraction")
+_SHARES = (
+    "model.dropout",
+    "train.label_smoothing",
+    "probe.label_fraction",
+    "allow_overlap",
+    "quarantine_budget",
+)
+_NAME = re.compile(r"\w[\w .+-]*")  # of a recipe: it becomes a folder
+_KEY = re.compile(r"[A-Za-z_][\w-]*")  # of a modality: it becomes a key of state dicts
+
+
+def check(recipe: Recipe, names: Collection[str], problems: list[str]) -> None:
+    """What types cannot say. `names`: all modalities, also those that could not be built."""
+    wrong = {problem.partition(":")[0] for problem in problems}
+    if "name" not in wrong and not _NAME.fullmatch(recipe.name):
+        problems.append(f"name: '{recipe.name}' cannot be a folder's name")
+    if "target" not in wrong and recipe.target not in names:
+        problems.append(f"target: no modality '{recipe.target}'{near(recipe.target, names)}")
+    if "data_root" not in wrong and recipe.data_root is None:
+        problems.append("data_root: say where this recipe's data lies, e.g. data_root=data/mine")
+    _check_numbers(recipe, problems)
+    _check_model(recipe, names, problems)
+    _check_train(recipe, names, problems)
+    for name, spec in recipe.modalities.items():
+        _check_modality(recipe, name, spec, problems)
+    _check_compare(recipe.compare, problems)
+
+
+def _check_numbers(recipe: Recipe, problems: list[str]) -> None:
+    for place, value in _floats(recipe.to_dict(), ""):
+        if not math.isfinite(value):
+            problems.append(f"{place}: must be a finite number (got {value})")
+    for place, least in _LEAST.items():
+        if (number := _at(recipe, place)) is not None and number < least:
+            problems.append(f"{place}: must be at least {least} (got {number})")
+    for place in _ABOVE_ZERO:
+        if (number := _at(recipe, place)) is not None and number <= 0:
+            problems.append(f"{place}: must be above 0 (got {number})")
+    for place in _SHARES:
+        if (number := _at(recipe, place)) is not None and not 0 <= number <= 1:
+            problems.append(f"{place}: must be between 0 and 1 (got {number})")
+    if not recipe.seeds or len(set(recipe.seeds)) < len(recipe.seeds) or min(recipe.seeds) < 0:
+        problems.append("seeds: give at least one, each once, none below 0")
+    shots = recipe.shots if isinstance(recipe.shots, list) else [recipe.shots]
+    if not shots or len(set(shots)) < len(shots) or any(k is not None and k < 1 for k in shots):
+        problems.append("shots: whole numbers of at least 1, each once, or null for all samples")
+    if not recipe.probe.C or min(recipe.probe.C) <= 0:
+        problems.append("probe.C: give at least one, all above 0")
+
+
+def _at(recipe: Recipe, place: str) -> Any:
+    value: Any = recipe
+    for name in place.split("."):
+        value = None if value is None else getattr(value, name)
+    return value
+
+
+def _floats(value: Any, place: str) -> Iterator[tuple[str, float]]:
+    """Every float in nested plain types, with its dotted place."""
+    if isinstance(value, float):
+        yield place, value
+    elif isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _floats(inner, f"{place}.{key}" if place else str(key))
+
+
+def _check_model(recipe: Recipe, names: Collection[str], problems: list[str]) -> None:
+    model = recipe.model
+    if model.heads > 0 and model.width > 0 and model.width % model.heads:
+        problems.append(f"model.width: {model.width} is not divisible by {model.heads} heads")
+    if model.dropout == 1:
+        problems.append("model.dropout: must be below 1")
+    if model.trunk == "none" and recipe.setting == "self_supervised":
+        problems.append("model.trunk: the self-supervised setting needs the transformer trunk")
+    if model.head_init == "random":
+        return
+    kind, _, source = model.head_init.partition(":")
+    if kind != "class_means" or not source:
+        problems.append(
+            f"model.head_init: random or class_means:<modality>, not '{model.head_init}'"
+        )
+    elif source not in names:
+        problems.append(f"model.head_init: no modality '{source}'{near(source, names)}")
+    elif source in recipe.modalities and source not in recipe.active:
+        problems.append(f"model.head_init: {source} is not in use, its ratio is 0")
+    if recipe.setting == "self_supervised":
+        problems.append("model.head_init: the self-supervised setting has no classifier")
+
+
+def _check_train(recipe: Recipe, names: Collection[str], problems: list[str]) -> None:
+    train = recipe.train
+    if train.batch_size < train.workers:
+        problems.append(
+            f"train.batch_size: {train.batch_size} is less than one sample for each of "
+            f"{train.workers} workers"
+        )
+    if train.warmup is None:
+        return
+    if train.warmup.modality not in names:
+        hint = near(train.warmup.modality, names)
+        problems.append(f"train.warmup.modality: no modality '{train.warmup.modality}'{hint}")
+    if train.warmup.modality == recipe.target and train.warmup.steps >= train.steps:
+        problems.append(
+            f"train.warmup.steps: {train.warmup.steps} of {train.steps} steps leave none for the "
+            "other modalities"
+        )
+
+
+def _check_modality(recipe: Recipe, name: str, spec: ModalitySpec, problems: list[str]) -> None:
+    where = f"modalities.{name}"
+    if not _KEY.fullmatch(name) or hasattr(nn.ModuleDict(), name):
+        problems.append(
+            f"{where}: a modality's name is made of letters, digits, _ and -, begins with a letter "
+            "and is no word of PyTorch's modules such as 'values' or 'type'"
+        )
+    steps = pieces(spec.ratio)
+    starts = [start for start, _ in steps]
+    if any(r < 0 for _, r in steps):
+        problems.append(f"{where}.ratio: batches per target batch cannot be negative")
+    if starts[:1] != [0] or starts != sorted(set(starts)):
+        problems.append(f"{where}.ratio: a changing ratio is [[0, r], [step, r], ...] in order")
+    if name == recipe.target and steps != [(0, 1.0)]:
+        problems.append(f"{where}.ratio: the target's ratio is 1 by definition")
+    if spec.weight < 0:
+        problems.append(f"{where}.weight: cannot be negative")
+    if spec.shots is not None and spec.shots < 1:
+        problems.append(f"{where}.shots: must be at least 1, or null for all (got {spec.shots})")
+    if name == recipe.target and spec.shots is not None:
+        problems.append(f"{where}.shots: the target's shots stand at the top of the recipe")
+    found = KINDS[spec.kind].check(
+        spec.options, setting=recipe.setting, width=recipe.model.width, heads=recipe.model.heads
+    )
+    problems.extend(f"{where}.{problem}" for problem in found)
+
+
+def _check_compare(spec: CompareSpec, problems: list[str]) -> None:
+    for group in ("grid", "auxiliary_grid", "unimodal_grid"):
+        for key, values in getattr(spec, group).items():
+            if key not in TUNABLE:
+                hint = near(key, TUNABLE)
+                problems.append(f"compare.{group}.{key}: not one of {', '.join(TUNABLE)}{hint}")
+            if not values or min(values) < 0 or (key == "lr" and min(values) == 0):
+                legal = "above 0" if key == "lr" else "at least 0"
+                problems.append(f"compare.{group}.{key}: give one value or more, all {legal}")
+    with_aux, without = len(grid_points(spec, True)), len(grid_points(spec, False))
+    if with_aux != without:
+        problems.append(
+            f"compare: arms with auxiliary data would try {with_aux} settings, arms without "
+            f"{without}; a fair comparison gives every arm a grid of the same size"
+        )
+    for arm in spec.arms:
+        if arm not in ARMS:
+            problems.append(f"compare.arms: unknown arm '{arm}'{near(arm, ARMS)}")

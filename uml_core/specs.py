@@ -1,0 +1,204 @@
+"""What a recipe says, as frozen dataclasses: data, model, training, comparison.
+
+`uml_core.recipe` reads them from YAML, `uml_core.checks` says what types cannot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import yaml
+
+from uml_core.modalities import KINDS, Modality
+from uml_core.schedule import Ratio, Schedule, Warmup
+
+TUNABLE = ("lr", "weight_decay", "weight")
+ARMS = ("unimodal", "unimodal_direct", "uml", "uml_init", "uml_permuted")
+
+
+@dataclass(frozen=True)
+class ModalitySpec:
+    """One modality: where its data lies and how much of it a step takes."""
+
+    kind: str
+    train: str | list[str]
+    val: str | list[str] | None = None
+    test: str | list[str] | None = None
+    ratio: float | list[tuple[int, float]] = 1.0  # batches per target batch; [[from step, r], ...]
+    weight: float = 1.0  # factor of its loss (the paper's lambda, alpha)
+    shots: int | None = None  # auxiliary samples per class; null = all
+    options: Any = None  # what only this kind has: size, stem, ... (see uml_core/modalities)
+
+    def build(self) -> Modality:
+        """The modality object with these options."""
+        return KINDS[self.kind](self.options)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The shared trunk h and the shared classifier c."""
+
+    width: int = 64
+    depth: int = 2
+    heads: int = 4
+    ff: int | None = None  # feed-forward width; null = 4 x width
+    dropout: float = 0.0
+    trunk: Literal["transformer", "none"] = "transformer"  # none: stems feed the head (paper 3.3)
+    norm: Literal["pre", "post"] = "pre"
+    activation: Literal["gelu", "relu"] = "gelu"
+    input_projection: bool = False  # bias-free linear before the blocks, as the paper's code has
+    positions: Literal["off", "learned", "sinusoidal"] = "off"
+    max_positions: int = 512
+    head_init: str = "random"  # random | class_means:<modality>
+    logit_scale: Literal["fixed", "learned"] = "fixed"  # one factor per modality, starting at 1
+
+
+@dataclass(frozen=True)
+class WarmupSpec:
+    """Steps on one modality alone at the start: exactly `steps` of them (uml_core/schedule.py)."""
+
+    modality: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """How a run trains. `steps` counts target batches."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    steps: int = 300
+    batch_size: int = 64  # global batch of every modality
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
+    lr_warmup: int = 10  # steps of linear warm-up
+    clip: float | None = None  # gradient norm
+    label_smoothing: float = 0.0
+    mode: Literal["joint", "alternate"] = "joint"
+    warmup: WarmupSpec | None = None
+    workers: int = 2
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    validate_every: int = 25
+    patience: int | None = None  # validations without gain before a fit stops; null = never
+    checkpoint_every: int = 100
+    on_nan: Literal["stop", "skip"] = "stop"
+    max_failures: int = 3  # restarts of the worker group before the run is given up
+
+
+@dataclass(frozen=True)
+class ProbeSpec:
+    """Linear probe on a frozen representation (self-supervised setting)."""
+
+    C: list[float] = field(default_factory=lambda: [0.01, 0.1, 1.0, 10.0])
+    label_fraction: float | None = None  # share of labelled target samples; null = `shots`
+
+
+@dataclass(frozen=True)
+class CompareSpec:
+    """The fair comparison: one grid of hyper-parameters per arm, all of the same size."""
+
+    grid: dict[str, list[float]] = field(default_factory=dict)  # every arm: lr, weight_decay
+    auxiliary_grid: dict[str, list[float]] = field(default_factory=dict)  # arms with other data
+    unimodal_grid: dict[str, list[float]] = field(default_factory=dict)  # arms without
+    arms: list[str] = field(default_factory=list)  # empty = all that apply
+    parallel: Literal["fits", "data"] = "fits"  # workers share the fits, or the data of each fit
+
+
+@dataclass(frozen=True)
+class WorldSpec:
+    """Embedded data, generated on first use (uml_core/worlds.py)."""
+
+    name: str
+    seed: int = 0
+    train: int | None = None  # samples per class and modality; null = the world's own default
+    test: int | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole experiment."""
+
+    name: str
+    target: str
+    modalities: dict[str, ModalitySpec]
+    setting: Literal["supervised", "self_supervised"] = "supervised"
+    shots: int | list[int] | None = None  # labelled target samples per class; null = all
+    data_root: str | None = None  # folder or URI that relative paths of shards start from
+    world: WorldSpec | None = None
+    model: ModelSpec = field(default_factory=ModelSpec)
+    train: TrainSpec = field(default_factory=TrainSpec)
+    probe: ProbeSpec = field(default_factory=ProbeSpec)
+    compare: CompareSpec = field(default_factory=CompareSpec)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
+    allow_overlap: float = 0.01  # share of target test samples that may also occur in train
+    quarantine_budget: float = 0.01  # share of rows that may be bad before a run is stopped
+    trace: bool = False  # write the keys of every batch to trace/rank-<r>.jsonl
+
+    @property
+    def auxiliaries(self) -> list[str]:
+        """Modalities other than the target, in the recipe's order."""
+        return [name for name in self.modalities if name != self.target]
+
+    @property
+    def active(self) -> list[str]:
+        """The target and the auxiliaries that the schedule takes at all."""
+        warmup = self.train.warmup and self.train.warmup.modality
+        used = [
+            name
+            for name in self.auxiliaries
+            if name == warmup or any(r > 0 for _, r in pieces(self.modalities[name].ratio))
+        ]
+        return [self.target, *used]
+
+    def schedule(self) -> Schedule:
+        """The step schedule of this recipe."""
+        warmup = self.train.warmup
+        return Schedule(
+            target=self.target,
+            ratios={n: as_ratio(self.modalities[n].ratio) for n in self.auxiliaries},
+            steps=self.train.steps,
+            warmup=Warmup(warmup.modality, warmup.steps) if warmup else None,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, the layout of the YAML file (a kind's options beside its paths)."""
+        out = dataclasses.asdict(self)
+        for spec in out["modalities"].values():
+            spec.update(spec.pop("options"))
+        return _plain(out)
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as a YAML file that `load` takes again."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def as_ratio(value: float | Sequence[Sequence[float]]) -> Ratio:
+    """A ratio as the recipe writes it -> as `Schedule` takes it."""
+    if isinstance(value, int | float):
+        return float(value)
+    return tuple((int(step), float(ratio)) for step, ratio in value)
+
+
+def pieces(ratio: float | Sequence[Sequence[float]]) -> list[tuple[int, float]]:
+    """A ratio as [(from step, value), ...], constant or not."""
+    ratio = as_ratio(ratio)
+    return list(ratio) if isinstance(ratio, tuple) else [(0, ratio)]
+
+
+def grid_points(spec: CompareSpec, auxiliary: bool) -> list[dict[str, float]]:
+    """The hyper-parameter settings one arm tries; never empty."""
+    axes = {**spec.grid, **(spec.auxiliary_grid if auxiliary else spec.unimodal_grid)}
+    return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
