@@ -31,6 +31,7 @@ VERBS = {
     "compare": "target-only baselines, UML and the permuted control, with paired statistics",
     "report": "write the HTML report of a finished run again",
     "theory": "the paper's theorems checked by number",
+    "bench": "speed as ratios against ceilings in the same run",
 }
 
 

@@ -19,6 +19,7 @@ from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
 
 CACHE_BYTES = 128 << 20  # decoded samples kept per modality where they repeat unchanged
+DECODE_THREADS = 2
 EVALUATION_BYTES = 4 << 30  # decoded evaluation sets stay in memory up to this size
 
 
@@ -46,7 +47,6 @@ class Feed:
         out: Path,
     ) -> None:
         first, cursor = start
-        decode_in = decode_place(part[1])
         self._first = self._round = first
         self._streams: dict[str, BatchStream] = {}
         self._quarantines: dict[str, Quarantine] = {}
@@ -67,15 +67,8 @@ class Feed:
             self._quarantines[name] = Quarantine(
                 out / "quarantine.jsonl", budget, modality=name, rows=rows
             )
-            self._streams[name] = ray_stream(
-                segments,
-                modality,
-                rank=part[0],
-                world=part[1],
-                augment=augments(modality),
-                decode_in=decode_in,
-                quarantine=self._quarantines[name],
-                cache_bytes=CACHE_BYTES,
+            self._streams[name] = open_stream(
+                segments, modality, part=part, quarantine=self._quarantines[name]
             )
 
     def enter(self, number: int) -> None:
@@ -101,6 +94,28 @@ class Feed:
         """Ends all streams."""
         for stream in self._streams.values():
             stream.close()
+
+
+def open_stream(
+    segments: Sequence[Segment],
+    modality: Modality,
+    *,
+    part: tuple[int, int] = (0, 1),
+    quarantine: Quarantine | None = None,
+) -> BatchStream:
+    """A rank's stream through Ray Data, decoded where that is cheapest on this cluster."""
+    rank, ranks = part
+    return ray_stream(
+        segments,
+        modality,
+        rank=rank,
+        world=ranks,
+        augment=augments(modality),
+        decode_in=decode_place(ranks),
+        decode_threads=DECODE_THREADS,
+        quarantine=quarantine,
+        cache_bytes=CACHE_BYTES,
+    )
 
 
 def augments(modality: Modality) -> bool:

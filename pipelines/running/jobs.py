@@ -47,10 +47,6 @@ def run_workers(
             storage_path=str(out),
             failure_config=FailureConfig(max_failures=spec.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=keep),
-            # Type checkers see the classes of Train V1; what runs is V2.
-            worker_runtime_env={  # type: ignore[call-arg]
-                "env_vars": {"RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
-            },
         ),
     )
     try:

@@ -30,12 +30,14 @@ def local_cpus(workers: int, streams: int) -> int:
 
 
 @contextlib.contextmanager
-def ray_session(workers: int = 1, streams: int = 1) -> Iterator[None]:
+def ray_session(
+    workers: int = 1, streams: int = 1, *, object_store_bytes: int | None = None
+) -> Iterator[None]:
     """Connects to Ray for the duration of a job.
 
     Uses the running connection, else the cluster of RAY_ADDRESS (a submitted job has it), else
     starts a local Ray in a private temporary folder: clusters that share one can end each
-    other's placement groups.
+    other's placement groups. `object_store_bytes` is for that one; None: Ray's default.
     """
     import ray
 
@@ -55,6 +57,7 @@ def ray_session(workers: int = 1, streams: int = 1) -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=local_cpus(workers, streams),
+            object_store_memory=object_store_bytes,
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             _temp_dir=folder,

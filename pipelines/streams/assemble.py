@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pipelines.streams.source import Chunk, Place, Places, read_chunk
+from pipelines.streams.source import COLUMNS, Chunk, Place, Places, read_chunk
 from uml_core.modalities.base import BadSample, Modality
 
 FUSE = 32  # bad rows one after the other: then it is not the samples
@@ -29,7 +28,7 @@ CUT_OFF = "the shard ends before this member does: cut off?"
 DECODED = pa.schema(
     [
         ("segment", pa.int32()),
-        ("batch", pa.int64()),
+        ("batches", pa.list_(pa.int64())),  # one number, under the name that raw tables have
         ("rows", pa.list_(pa.int64())),  # of the segment's index, as they stand in the batch
         ("bad_rows", pa.list_(pa.int64())),
         ("bad_errors", pa.list_(pa.string())),
@@ -53,10 +52,17 @@ class Group(NamedTuple):
     data: list[bytes | None]  # None: the shard ends before the member does
 
     @classmethod
-    def of(cls, table: pa.Table) -> Group:
-        """From rows of `source.COLUMNS` that all belong to one batch."""
-        first = (table.column(name)[0].as_py() for name in ("segment", "batch"))
-        return cls(*first, *(table.column(name).to_pylist() for name in ("slot", "row", "data")))
+    def all_of(cls, table: pa.Table) -> Iterator[Group]:
+        """The batches of a table of `source.COLUMNS`."""
+        for row in range(table.num_rows):
+            value = {name: table.column(name)[row].values for name in COLUMNS.names[1:]}
+            segment = table.column("segment")[row].as_py()
+            numbers, counts = value["batches"].to_pylist(), value["counts"].to_pylist()
+            start = 0
+            for number, count in zip(numbers, counts, strict=True):
+                mine = (value[n].slice(start, count).to_pylist() for n in ("slots", "rows", "data"))
+                yield cls(segment, number, *mine)
+                start += count
 
 
 class Decoded(NamedTuple):
@@ -216,17 +222,8 @@ class Assembler:
 def decode_chunk(assembler: Assembler, chunk: Chunk, rank: int, world: int) -> Iterator[pa.Table]:
     """What a decoding task emits: one row of `DECODED` per batch of the chunk."""
     for table in read_chunk(assembler.places, chunk, rank, world):
-        for group in split(table):
-            yield to_table(assembler.batch(Group.of(group)))
-
-
-def split(table: pa.Table) -> Iterator[pa.Table]:
-    """The batches of a table of `source.COLUMNS`."""
-    numbers = table.column("batch").to_numpy()
-    cuts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
-    for start, stop in pairwise(cuts):
-        if stop > start:
-            yield table.slice(start, stop - start)
+        for group in Group.all_of(table):
+            yield to_table(assembler.batch(group))
 
 
 def to_table(decoded: Decoded) -> pa.Table:
@@ -234,7 +231,7 @@ def to_table(decoded: Decoded) -> pa.Table:
     x, mask = decoded.x, decoded.mask
     values: dict[str, object] = {
         "segment": decoded.segment,
-        "batch": decoded.number,
+        "batches": [decoded.number],
         "rows": decoded.rows,
         "bad_rows": [row for row, _ in decoded.bad],
         "bad_errors": [error for _, error in decoded.bad],
@@ -263,7 +260,8 @@ def from_table(table: pa.Table, i: int) -> Decoded:
     if value["mask_shape"] is not None:
         mask = _tensor(table.column("mask")[i], value["mask_shape"], torch.bool)
     bad = list(zip(value["bad_rows"], value["bad_errors"], strict=True))
-    return Decoded(value["segment"], value["batch"], value["rows"], x, mask, bad, value["failure"])
+    [number] = value["batches"]
+    return Decoded(value["segment"], number, value["rows"], x, mask, bad, value["failure"])
 
 
 def _bytes(tensor: Tensor | None) -> pa.Array:

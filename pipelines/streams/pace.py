@@ -33,24 +33,34 @@ class _Turns:
 
 
 class Pace:
-    """The consumer's end.
+    """What the consumer and the tasks of one stream share.
 
     starts  (segment, first batch) of every chunk, in order
     ahead   chunks that may be read or wait beyond the one the consumer is at
     """
 
     def __init__(self, starts: Sequence[tuple[int, int]], ahead: int) -> None:
-        self._starts, self._at = list(starts), 0
-        self.turns: Any = _Turns.remote(ahead)  # type: ignore[attr-defined]
+        self._starts, self._at, self._ahead = list(starts), 0, ahead
+        self._turns: Any = _Turns.remote(ahead)  # type: ignore[attr-defined]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _task_end, (self._turns, self._ahead)
 
     def reached(self, segment: int, batch: int) -> None:
         """The consumer has got to this batch; does not wait."""
         chunk = bisect_right(self._starts, (segment, batch)) - 1
         if chunk > self._at:
             self._at = chunk
-            self.turns.reached.remote(chunk)
+            self._turns.reached.remote(chunk)
+
+    def wait_for(self, chunk: int) -> None:
+        """In a task: returns when the consumer is near enough to chunk number `chunk`."""
+        if chunk > self._ahead:  # the first few need not wait for the actor to start
+            ray.get(self._turns.wait.remote(chunk))
 
 
-def wait_for_turn(turns: Any, chunk: int) -> None:
-    """In a task: returns when the consumer is near enough to chunk number `chunk`."""
-    ray.get(turns.wait.remote(chunk))
+def _task_end(turns: Any, ahead: int) -> Pace:
+    """A pace as the tasks see it: without the list of chunks."""
+    pace = Pace.__new__(Pace)
+    pace._starts, pace._at, pace._ahead, pace._turns = [], 0, ahead, turns
+    return pace

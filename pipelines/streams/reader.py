@@ -83,6 +83,7 @@ class BatchStream:
         if quarantine is None:
             quarantine = Quarantine(None, modality=modality.kind, rows=rows)
         self._quarantine = quarantine
+        self._held: Iterator[Group | Decoded] = iter(())  # of the table at hand
         self._results = self._in_order(iter(tables))
         self._threads = decode_threads
         self._stopped = threading.Event()
@@ -184,25 +185,17 @@ class BatchStream:
 
     def _in_order(self, tables: Iterator[pa.Table]) -> Generator[Group | Decoded, None, None]:
         """What the tables hold, batch by batch; each must be the one that is due."""
-        held: pa.Table | None = None
         try:
-            for segment, number, count in self._expected:
-                found: Group | Decoded
-                need = 1
-                while held is None or held.num_rows < need:
+            for due in self._expected:
+                found = next(self._held, None)
+                while found is None:
                     table = _next_table(tables)
                     if table is None:
-                        raise RunError(f"a stream ended before batch {number}")
-                    held = pa.concat_tables([held, table]) if held is not None else table
-                    need = 1 if "x" in held.column_names else count
-                if need == 1 and "x" in held.column_names:
-                    found = from_table(held, 0)
-                else:
-                    found = Group.of(held.slice(0, count))
-                    need = count
-                held = held.slice(need)
-                if (found.segment, found.number) != (segment, number):
-                    raise RunError(f"batch {found.number} came where batch {number} was due")
+                        raise RunError(f"a stream ended before batch {due[1]}")
+                    self._held = _contents(table)
+                    found = next(self._held, None)
+                if (found.segment, found.number) != due:
+                    raise RunError(f"batch {found.number} came where batch {due[1]} was due")
                 yield found
         finally:
             close: Callable[[], None] | None = getattr(tables, "close", None)
@@ -248,8 +241,8 @@ def ray_stream(
 
 def expected_batches(
     segments: Sequence[Segment], rank: int, world: int
-) -> Iterator[tuple[int, int, int]]:
-    """(segment, number, rows) of every batch that must come to a rank, in order."""
+) -> Iterator[tuple[int, int]]:
+    """(segment, number) of every batch that must come to a rank, in order."""
     for i, segment in enumerate(segments):
         plan = segment.plan
         low, high = slice_of(plan.batch_size, rank, world)
@@ -258,7 +251,7 @@ def expected_batches(
             if not plan.shuffle:
                 end = min(high, plan.num_rows - number * plan.batch_size)
             if end > low:
-                yield i, number, end - low
+                yield i, number
 
 
 def iter_plan(
@@ -343,6 +336,13 @@ class _Job:
             raise self._result
         assert self._result is not None
         return self._result
+
+
+def _contents(table: pa.Table) -> Iterator[Group | Decoded]:
+    """The batches of a table, raw or decoded."""
+    if "x" in table.column_names:
+        return (from_table(table, i) for i in range(table.num_rows))
+    return Group.all_of(table)
 
 
 def _next_table(tables: Iterator[pa.Table]) -> pa.Table | None:

@@ -31,18 +31,22 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 8 << 20  # raw bytes per task; also about the size of a block
 DECODED_BYTES = 32 << 20  # tensors per decoding task
 CHUNK_ROWS = 4096  # per task
-MAX_CHUNKS = 4096  # tasks per stream; longer streams have larger tasks that emit several blocks
+MAX_CHUNKS = 4096  # per stream; longer streams have larger chunks that come in several tables
+MAX_TASKS = 512  # of a stream that reads with one task at a time: each costs 1 ms before the start
 READ_CPUS, DECODE_CPUS = 0.25, 1.0  # a read task waits for disk or network most of the time
 LOCAL_TASKS, REMOTE_TASKS = 1, 4  # read tasks of one stream at a time
 AHEAD = 2  # chunks read and waiting for the consumer, beside those in the tasks
 
+# One row holds several whole batches, so that Ray Data, which joins and splits blocks by rows and
+# bytes, hands every table over as it was made.
 COLUMNS = pa.schema(
     [
-        ("segment", pa.int32()),  # which segment, and
-        ("batch", pa.int64()),  # which batch of its plan the row belongs to
-        ("slot", pa.int32()),  # place in the global batch
-        ("row", pa.int64()),  # row of the segment's index
-        ("data", pa.large_binary()),  # null: the shard ends before the member does
+        ("segment", pa.int32()),
+        ("batches", pa.list_(pa.int64())),  # numbers in the segment's plan
+        ("counts", pa.list_(pa.int64())),  # samples of each batch, in the columns below
+        ("slots", pa.list_(pa.int64())),  # place in the global batch
+        ("rows", pa.list_(pa.int64())),  # of the segment's index
+        ("data", pa.list_(pa.large_binary())),  # null: the shard ends before the member does
     ]
 )
 
@@ -72,15 +76,20 @@ def slice_of(batch_size: int, rank: int, world: int) -> tuple[int, int]:
 
 
 def chunks_of(
-    segments: Sequence[Segment], rank: int = 0, world: int = 1, item_bytes: int = 0
+    segments: Sequence[Segment],
+    rank: int = 0,
+    world: int = 1,
+    item_bytes: int = 0,
+    limit: int = MAX_CHUNKS,
 ) -> list[Chunk]:
     """All work of a rank in order: one batch, two, four ... up to the size of a task.
 
     item_bytes  of one decoded sample where tasks decode, else 0
+    limit       chunks, about; what more work there is makes them larger
     """
     costs = [_batch_cost(segment, rank, world, item_bytes) for segment in segments]
     total = sum(cost * segment.count for cost, segment in zip(costs, segments, strict=True))
-    most = max(1.0, total / MAX_CHUNKS)
+    most = max(1.0, total / limit)
     chunks, batches = [], 1
     for number, (segment, cost) in enumerate(zip(segments, costs, strict=True)):
         first, end = segment.first, segment.first + segment.count
@@ -92,20 +101,21 @@ def chunks_of(
 
 
 def read_chunk(places: Places, chunk: Chunk, rank: int = 0, world: int = 1) -> Iterator[pa.Table]:
-    """Tables (`COLUMNS`) of the rank's slots of the chunk's batches, in order, of bounded size."""
+    """Tables (`COLUMNS`, one row) of the rank's slots of the chunk's batches, in order."""
     plan, place = places.plans[chunk.segment], places.of(chunk.segment)
     low, high = slice_of(plan.batch_size, rank, world)
-    rows, batches, slots, size = [], [], [], 0
+    numbers: list[int] = []
+    rows: list[np.ndarray] = []
+    size = 0
     for number in range(chunk.first, chunk.stop):
         mine = plan.batch(number)[low:high]
-        rows.append(mine)
-        batches.append(np.full(len(mine), number))
-        slots.append(low + np.arange(len(mine)))
-        size += int(place.sizes[mine].sum())
-        if size >= CHUNK_BYTES or number == chunk.stop - 1:
-            columns = (np.concatenate(part) for part in (batches, slots, rows))
-            yield _table(place, chunk.segment, *columns)
-            rows, batches, slots, size = [], [], [], 0
+        if len(mine):
+            numbers.append(number)
+            rows.append(mine)
+            size += int(place.sizes[mine].sum())
+        if numbers and (size >= CHUNK_BYTES or number == chunk.stop - 1):
+            yield _table(place, chunk.segment, numbers, rows, low)
+            numbers, rows, size = [], [], 0
 
 
 def local_tables(segments: Sequence[Segment], rank: int = 0, world: int = 1) -> Iterator[pa.Table]:
@@ -132,16 +142,18 @@ def ray_tables(
     It is meant to be called in the training worker: every start of the worker group plans the rest
     of the run anew, for the ranks that there are then.
     """
-    chunks = chunks_of(segments, rank, world, 0 if decode is None else decode.item_bytes())
+    tasks = tasks or _tasks(segments, world, decode is not None)
+    limit = 8 * MAX_CHUNKS if tasks == 1 else MAX_CHUNKS
+    item_bytes = 0 if decode is None else decode.item_bytes()
+    chunks = chunks_of(segments, rank, world, item_bytes, limit)
     if not chunks:
         return
-    tasks = min(len(chunks), tasks or _tasks(segments, world, decode is not None))
-    ahead = tasks + AHEAD
+    tasks = min(len(chunks), tasks)
     pace = None
-    if len(chunks) > ahead:
+    if len(chunks) > tasks + AHEAD:
         from pipelines.streams.pace import Pace
 
-        pace = Pace([(chunk.segment, chunk.first) for chunk in chunks], ahead)
+        pace = Pace([(chunk.segment, chunk.first) for chunk in chunks], tasks + AHEAD)
     shared = Places.of_segments(segments) if decode is None else decode
     dataset = _dataset(chunks, shared, (rank, world), tasks, pace)
     table: pa.Table
@@ -151,8 +163,14 @@ def ray_tables(
         prefetch_batches=2,
     ):
         if pace is not None:
-            pace.reached(table.column("segment")[0].as_py(), table.column("batch")[0].as_py())
+            pace.reached(*first_batch(table))
         yield table
+
+
+def first_batch(table: pa.Table) -> tuple[int, int]:
+    """(segment, number) of the first batch in a table, raw or decoded."""
+    number = table.column("batches")[0].as_py()
+    return table.column("segment")[0].as_py(), number[0]
 
 
 def _dataset(
@@ -162,7 +180,7 @@ def _dataset(
     tasks: int,
     pace: Pace | None,
 ) -> Dataset:
-    """One task per chunk, in order; `shared` tells whether they read only or decode too."""
+    """One task per chunk or for several, in order; `shared` tells if they decode what they read."""
     import ray
     from ray.data import ExecutionOptions, ExecutionResources, TaskPoolStrategy
 
@@ -171,10 +189,12 @@ def _dataset(
         _read_task if reads else _decode_task,
         ray.put(shared),
         place,
-        None if pace is None else pace.turns,
+        pace,
     )
     items = [{"number": number, **asdict(chunk)} for number, chunk in enumerate(chunks)]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    # Chunks of one task come one after the other: only a stream of one task at a time may share.
+    blocks = min(len(items), MAX_TASKS) if tasks == 1 else len(items)
+    dataset = ray.data.from_items(items, override_num_blocks=blocks).map_batches(
         work,
         batch_size=None,
         batch_format="pyarrow",
@@ -188,7 +208,10 @@ def _dataset(
         preserve_order=True,
         resource_limits=ExecutionResources.for_limits(object_store_memory=most),
     )
-    dataset.context.target_max_block_size = 2 * CHUNK_BYTES
+    # Every row is a block of its own, handed over as soon as it is there: a task that waited for
+    # its turn with a finished table still in its hands would wait for ever.
+    dataset.context.target_max_block_size = 1
+    dataset.context.enable_progress_bars = False
     return dataset
 
 
@@ -252,43 +275,46 @@ class Places:
 
 
 def _table(
-    place: Place, segment: int, batches: np.ndarray, slots: np.ndarray, rows: np.ndarray
+    place: Place, segment: int, numbers: list[int], parts: list[np.ndarray], low: int
 ) -> pa.Table:
-    columns = [
-        np.full(len(rows), segment, dtype=np.int32),
-        batches,
-        slots.astype(np.int32),
-        rows,
-        pa.array(place.read(rows), pa.large_binary()),
-    ]
-    return pa.table(columns, schema=COLUMNS)
+    rows = np.concatenate(parts)
+    columns = {
+        "batches": np.array(numbers),
+        "counts": np.array([len(part) for part in parts]),
+        "slots": np.concatenate([low + np.arange(len(part)) for part in parts]),
+        "rows": rows,
+        "data": place.read(rows),
+    }
+    arrays = [pa.array([segment], pa.int32())]
+    for name, values in columns.items():
+        inner = pa.array(values, COLUMNS.field(name).type.value_type)
+        arrays.append(pa.ListArray.from_arrays([0, len(inner)], inner))
+    return pa.table(arrays, schema=COLUMNS)
 
 
 def _read_task(
-    shared: Any, place: tuple[int, int], turns: Any, work: pa.Table
+    shared: Any, place: tuple[int, int], pace: Pace | None, work: pa.Table
 ) -> Iterator[pa.Table]:
     """What one Ray task does: the chunks named in `work`."""
-    for chunk in _due(turns, work):
+    for chunk in _due(pace, work):
         yield from read_chunk(_fetched(shared), chunk, *place)
 
 
 def _decode_task(
-    shared: Any, place: tuple[int, int], turns: Any, work: pa.Table
+    shared: Any, place: tuple[int, int], pace: Pace | None, work: pa.Table
 ) -> Iterator[pa.Table]:
     from pipelines.streams.assemble import decode_chunk
 
-    for chunk in _due(turns, work):
+    for chunk in _due(pace, work):
         yield from decode_chunk(_fetched(shared), chunk, *place)
 
 
-def _due(turns: Any, work: pa.Table) -> Iterator[Chunk]:
+def _due(pace: Pace | None, work: pa.Table) -> Iterator[Chunk]:
     """The chunks named in `work`, each when its turn has come."""
     for item in work.to_pylist():
         number = item.pop("number")
-        if turns is not None:
-            from pipelines.streams.pace import wait_for_turn
-
-            wait_for_turn(turns, number)
+        if pace is not None:
+            pace.wait_for(number)
         yield Chunk(**item)
 
 

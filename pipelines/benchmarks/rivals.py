@@ -1,0 +1,115 @@
+"""What the streams are measured against: the same decoder and batches without our pipeline.
+
+Plain processes, one per core: each reads tars from front to back, decodes and stacks, and keeps
+the batches to itself: a ceiling that no loader which delivers batches can pass. And webdataset
+with `torch.utils.data.DataLoader` and as many workers. Both stay alive between measurements.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import cycle
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+
+from uml_core.modalities import Modality
+
+
+def cores() -> int:
+    """Processes and workers that every contender gets."""
+    return os.cpu_count() or 1
+
+
+class PlainProcesses:
+    """One process per core, each with its own shards; `take` counts the batches of all."""
+
+    def __init__(self, urls: Sequence[str], modality: Modality, batch: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for number in range(cores()):
+            ours, theirs = context.Pipe()
+            arguments = (list(urls[number :: cores()] or urls), modality, batch, theirs)
+            process = context.Process(target=_plain, args=arguments, daemon=True)
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def take(self, batches: int) -> None:
+        """Returns when the processes together have made so many batches."""
+        for number, pipe in enumerate(self._pipes):
+            pipe.send(batches * (number + 1) // cores() - batches * number // cores())
+        for pipe in self._pipes:
+            pipe.recv()
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
+            pipe.send(None)
+            process.join()
+
+
+def _plain(urls: list[str], modality: Modality, batch: int, pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    samples = _decoded(urls, modality)
+    while (count := pipe.recv()) is not None:
+        for _ in range(count):
+            modality.collate([next(samples) for _ in range(batch)])
+        pipe.send(True)
+
+
+def _decoded(urls: list[str], modality: Modality) -> Iterator[torch.Tensor]:
+    rng = np.random.default_rng(0)
+    for url in cycle(urls):
+        with tarfile.open(url, "r|", bufsize=1 << 20) as tar:
+            for member in tar:
+                suffix = member.name.rpartition(".")[2]
+                if suffix in modality.suffixes:
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    yield modality.decode(file.read(), suffix, rng.random(modality.num_random))
+
+
+class DataLoader:
+    """webdataset + torch's DataLoader: worker processes that send batches to this one."""
+
+    def __init__(self, urls: Sequence[str], modality: Modality, batch: int) -> None:
+        import webdataset
+
+        dataset = (
+            webdataset.WebDataset(
+                list(urls), shardshuffle=False, empty_check=False, nodesplitter=None
+            )
+            .repeat()
+            .map(partial(_decode_sample, modality))
+            .batched(batch, collation_fn=modality.collate, partial=False)
+        )
+        loader: Any = torch.utils.data.DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=cores(),
+            persistent_workers=True,
+            multiprocessing_context="spawn",
+        )
+        self._batches = iter(loader)
+
+    def take(self, batches: int) -> None:
+        """Returns when so many batches have arrived here."""
+        for _ in range(batches):
+            next(self._batches)
+
+    def close(self) -> None:
+        """Ends the workers."""
+        del self._batches
+
+
+def _decode_sample(modality: Modality, sample: dict[str, Any]) -> torch.Tensor:
+    suffix = next(name for name in modality.suffixes if name in sample)
+    return modality.decode(sample[suffix], suffix, np.random.random(modality.num_random))
