@@ -68,7 +68,8 @@ class Ours:
 
     def __init__(self, index: Index, workload: Workload) -> None:
         segments = [segment(index, ENDLESS, workload.name)]
-        self.stream: BatchStream = open_stream(segments, workload.modality())
+        # Without the cache of decoded samples: neither has the other side one.
+        self.stream: BatchStream = open_stream(segments, workload.modality(), cache_bytes=0)
 
     def take(self, batches: int) -> None:
         """Returns when so many batches have arrived here."""

@@ -102,6 +102,7 @@ def open_stream(
     *,
     part: tuple[int, int] = (0, 1),
     quarantine: Quarantine | None = None,
+    cache_bytes: int = CACHE_BYTES,
 ) -> BatchStream:
     """A rank's stream through Ray Data, decoded where that is cheapest on this cluster."""
     rank, ranks = part
@@ -114,7 +115,7 @@ def open_stream(
         decode_in=decode_place(ranks),
         decode_threads=DECODE_THREADS,
         quarantine=quarantine,
-        cache_bytes=CACHE_BYTES,
+        cache_bytes=cache_bytes,
     )
 
 
