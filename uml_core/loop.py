@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from uml_core.errors import RunError
 from uml_core.learner import UnpairedLearner
 from uml_core.modalities.base import Batch
+from uml_core.modalities.common import unpad
 from uml_core.schedule import Schedule
 from uml_core.specs import TrainSpec
 
@@ -44,6 +45,10 @@ class World(Protocol):
         """Sum over ranks."""
         ...
 
+    def items(self, batch: Batch) -> tuple[list[Tensor], int]:
+        """The unpadded items of the global batch, and where those of this rank begin."""
+        ...
+
 
 class OneProcess:
     """A world of one: nothing to synchronise."""
@@ -56,6 +61,9 @@ class OneProcess:
 
     def total(self, value: Tensor) -> Tensor:
         return value
+
+    def items(self, batch: Batch) -> tuple[list[Tensor], int]:
+        return unpad(batch.x, batch.mask), 0
 
 
 class DataParallel:
@@ -78,6 +86,12 @@ class DataParallel:
         value = value.clone()
         dist.all_reduce(value)
         return value
+
+    def items(self, batch: Batch) -> tuple[list[Tensor], int]:
+        parts: list[list[Tensor]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(parts, unpad(batch.x.cpu(), batch.mask))
+        begin = sum(len(part) for part in parts[: self.rank])
+        return [item for part in parts for item in part], begin
 
 
 @dataclass

@@ -472,7 +472,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", [*CASES, "weight-0", "clip", "unimodal-alternate"])
+@pytest.mark.parametrize("case", [*CASES, "weight-0", "clip", "unimodal-alternate", "permuted"])
 def test_two_ranks_learn_what_one_process_learns(two_ranks, case):
     """Equal losses on the same global batches over 20 steps, and both ranks agree exactly."""
     one, two = two_ranks[0][case]["one"], two_ranks[0][case]["two"]

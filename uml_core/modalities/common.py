@@ -99,6 +99,13 @@ def pad_stack(items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     return pad_sequence(list(items), batch_first=True), mask
 
 
+def unpad(x: Tensor, mask: Tensor | None) -> list[Tensor]:
+    """The inverse of `pad_stack`: (B, T, ...) and mask -> B tensors (T_b, ...)."""
+    if mask is None:
+        return list(x)
+    return [row[:length] for row, length in zip(x, mask.sum(1).tolist(), strict=True)]
+
+
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
     """(B, T, W) -> (B, W), over the valid positions only."""
     if mask is None:
