@@ -88,10 +88,11 @@ class DataParallel:
         return value
 
     def items(self, batch: Batch) -> tuple[list[Tensor], int]:
-        parts: list[list[Tensor]] = [[] for _ in range(self.size)]
-        dist.all_gather_object(parts, unpad(batch.x.cpu(), batch.mask))
-        begin = sum(len(part) for part in parts[: self.rank])
-        return [item for part in parts for item in part], begin
+        parts: list[Any] = [None] * self.size
+        mask = None if batch.mask is None else batch.mask.cpu()
+        dist.all_gather_object(parts, (batch.x.cpu(), mask))
+        begin = sum(len(x) for x, _ in parts[: self.rank])
+        return [item for x, mask in parts for item in unpad(x, mask)], begin
 
 
 @dataclass
