@@ -18,6 +18,7 @@ import torch
 
 from uml_core.controls import PermutedLabels, PermutedValues
 from uml_core.errors import UserError
+from uml_core.language_trunk import load_trunk
 from uml_core.learner import UnpairedLearner
 from uml_core.loop import Fit, OneProcess, View, World
 from uml_core.modalities import Modality
@@ -107,6 +108,8 @@ def build_fit(
         seed=seed,
         label_smoothing=train.label_smoothing,
     )
+    if spec.trunk_init is not None and learner.trunk is not None:
+        load_trunk(learner.trunk, spec)
     source = head_source(recipe) if arm == "uml_init" else None
     if source is not None:
         assert head_batches is not None

@@ -119,10 +119,14 @@ class Fit:
         self.device = self.parameters[0].device
         if self.spec.compile and self.learner.trunk is not None:
             self.learner.trunk.compile(dynamic=True)
+        frozen = self.learner.spec.trunk_frozen
+        self.learner.freeze_trunk(frozen is True)
         takes = {name for name in self.modalities if self.weights.get(name, 1.0) > 0}
         # Alike: every update uses every parameter, so DDP need not look for idle ones.
-        alike = takes == set(self.learner.modalities) and (
-            len(takes) == 1 or (self.schedule.constant() and self.spec.mode == "joint")
+        alike = (
+            takes == set(self.learner.modalities)
+            and (len(takes) == 1 or (self.schedule.constant() and self.spec.mode == "joint"))
+            and isinstance(frozen, bool)
         )
         self.module = self.world.wrap(self.learner, alike)
         self.optimizer = torch.optim.AdamW(
@@ -145,6 +149,8 @@ class Fit:
         mine = [] if self.stopped else self._mine(batches)
         if not mine:
             return
+        if not isinstance(self.learner.spec.trunk_frozen, bool):
+            self.learner.freeze_trunk(self.learner.spec.frozen_at(step))
         rate = learning_rate(self.spec, step, self.schedule.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -66,12 +66,21 @@ def stream(mods, rank, size, spoil=False):
 
 
 def run(
-    setting, mode, ratio, world, spoil=False, weight=0.7, names=("x", "a"), permuted=False, **spec
+    setting,
+    mode,
+    ratio,
+    world,
+    spoil=False,
+    weight=0.7,
+    names=("x", "a"),
+    permuted=False,
+    frozen=False,
+    **spec,
 ):
     mods = {name: m for name, m in modalities(setting).items() if name in names}
     learner = UnpairedLearner(
         mods,
-        ModelSpec(width=8, depth=1, heads=2),
+        ModelSpec(width=8, depth=1, heads=2, trunk_frozen=frozen),
         num_classes=CLASSES if setting == "supervised" else None,
     )
     spec = TrainSpec(steps=STEPS, lr=0.02, mode=mode, validate_every=1, **spec)
@@ -106,6 +115,8 @@ def cases():
     yield "clip", ("supervised", "joint", 1.0), {"clip": 0.1}
     yield "unimodal-alternate", ("self_supervised", "alternate", 1.0), {"names": ("x",)}
     yield "permuted", ("self_supervised", "joint", 0.5), {"permuted": True}
+    yield "frozen", ("self_supervised", "joint", 1.0), {"frozen": True}
+    yield "thaw", ("supervised", "joint", 1.0), {"frozen": 7, "clip": 1.0}
     yield "skip", ("self_supervised", "joint", 1.0), {"spoil": True, "on_nan": "skip"}
 
 
