@@ -221,6 +221,8 @@ def few_shot_split(
     seed: int,
     val_per_class: int | None = None,
     classes: Sequence[str] | None = None,
+    *,
+    allow_absent: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows (train, val) of a k-shot split, both sorted; rows labelled -1 are never drawn.
 
@@ -229,7 +231,7 @@ def few_shot_split(
     min(4, shots)), so subsets are nested over k and the val rows of any k that fits are outside
     the train rows of every k that fits. With shots None, val is 10 % of each class (at least
     one; or `val_per_class`) and train all the rest. `classes` gives the names in label order;
-    with it, classes without any sample are found too.
+    with it, classes without any sample are an error too, unless `allow_absent` (auxiliary data).
     Raises UserError that lists every class with too few samples. (Paper 2.3, few-shot val size.)
     """
     if shots is not None and shots < 1:
@@ -240,7 +242,8 @@ def few_shot_split(
     if classes is not None and len(labels) and labels.max() >= len(classes):
         raise UserError(f"label {labels.max()} occurs but there are {len(classes)} class names")
     order = np.argsort(labels, kind="stable")
-    ids = range(len(classes)) if classes is not None else np.unique(labels[labels >= 0])
+    known = classes is not None and not allow_absent
+    ids = range(len(classes or ())) if known else np.unique(labels[labels >= 0])
     starts = np.searchsorted(labels[order], ids, side="left")
     stops = np.searchsorted(labels[order], ids, side="right")
     train, val, problems = [], [], []
