@@ -272,7 +272,7 @@ class Checkpoint:
         return (parts * first[0], *first[1:]) if first else ()
 
     def tensor(self, source: Source) -> Tensor:
-        """The trunk's tensor, as 32-bit floats."""
+        """The trunk's tensor, of the shape that `shape` says, as 32-bit floats."""
         parts = [self._read(name) for name in source.names]
         value = torch.cat(parts) if len(parts) > 1 else parts[0]
         value = value.T.contiguous() if source.transposed else value

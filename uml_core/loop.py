@@ -42,15 +42,15 @@ class World(Protocol):
         ...
 
     def total(self, value: Tensor) -> Tensor:
-        """Sum over ranks."""
+        """Sum over ranks, element by element; any shape."""
         ...
 
     def items(self, batch: Batch) -> tuple[list[Tensor], int]:
-        """The unpadded items of the global batch, and where those of this rank begin."""
+        """The unpadded items (T_b, ...) of the global batch, and where this rank's begin."""
         ...
 
 
-class OneProcess:
+class OneProcess(World):
     """A world of one: nothing to synchronise."""
 
     size = 1
@@ -66,7 +66,7 @@ class OneProcess:
         return unpad(batch.x, batch.mask), 0
 
 
-class DataParallel:
+class DataParallel(World):
     """DistributedDataParallel over the current process group."""
 
     def __init__(self) -> None:

@@ -53,9 +53,13 @@ class FittedProbe(Protocol):
     """A probe with its choices made; `classes` (C,) are the labels of the columns of `scores`."""
 
     @property
-    def classes(self) -> np.ndarray: ...
+    def classes(self) -> np.ndarray:
+        """(C,) labels, in the order of the columns of `scores`."""
+        ...
 
-    def scores(self, x: np.ndarray) -> np.ndarray: ...
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        """(N, D) features -> (N, C) scores, the largest of a row for the predicted class."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,10 @@ def knn_probe(
     test_y: np.ndarray | None = None,
     grid: Sequence[int] = GRID_K,
 ) -> ProbeResult:
-    """kNN probe of frozen features; the test set is read once, with the chosen k."""
+    """kNN probe of frozen features; the test set is read once, with the chosen k.
+
+    Arguments and errors as `fit_knn_probe`; test_x (N, D), test_y (N,) are optional.
+    """
     probe, val_accuracy = fit_knn_probe(train_x, train_y, val_x, val_y, grid)
     return _result(probe, val_accuracy, {"k": probe.k}, test_x, test_y)
 

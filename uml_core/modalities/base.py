@@ -108,5 +108,9 @@ class Modality(ABC):
         """
 
     def with_input(self, item: Tensor) -> Modality:
-        """This modality with the sizes that only the data tells, read off one decoded item."""
+        """This modality with the sizes that only the data tells, read off one decoded item.
+
+        The item has the shape that `decode` gives. Raises UserError where a size that the recipe
+        states is another.
+        """
         return self

@@ -37,7 +37,7 @@ def least_problems(options: Any, **least: float) -> list[str]:
 def load_array(data: bytes, suffix: str) -> tuple[np.ndarray, bool]:
     """The array of an npy member, or of an npz with one array or one called x.
 
-    Returns its values as float32, and whether they were stored as integers.
+    Returns its values as float32, of the stored shape, and whether they were stored as integers.
 
     Nothing is unpickled and nothing larger than `MAX_ARRAY_BYTES` is unpacked. Raises BadSample
     for damaged bytes, object arrays, non-numeric or non-finite values.

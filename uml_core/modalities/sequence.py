@@ -81,6 +81,7 @@ class FrameStem(nn.Module):
         self.linear = nn.Linear(dim, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """x (B, T, D), mask (B, T) -> tokens (B, T, W) and the same mask."""
         return self.linear(x), mask
 
 
