@@ -74,6 +74,15 @@ def test_numbers_written_without_a_dot_are_numbers():
     assert recipe.modalities["text"].ratio == 0.5
 
 
+def test_off_is_a_word_and_still_no_for_a_switch(tmp_path):
+    path = write(tmp_path, f"{yaml.safe_dump(small())}\ntrace: off\nmodel: {{positions: off}}\n")
+    recipe = load(path)
+    assert recipe.model.positions == "off" and recipe.trace is False
+    over = load(path, ["model.positions=off", "trace=true", "name=trueish"])
+    assert over.model.positions == "off" and over.trace is True and over.name == "trueish"
+    assert load(write(tmp_path, over.to_yaml())) == over
+
+
 def test_active_leaves_out_what_the_schedule_never_takes():
     assert from_dict(small(modalities__text__ratio=0)).active == ["image"]
     assert from_dict(small(modalities__text__ratio=[[0, 0], [5, 0]])).active == ["image"]
