@@ -42,6 +42,7 @@ from pipelines.running.runtime import ray_session
 from pipelines.tracking import PARENT, Tracker
 from uml_core.arms import applicable, control_description
 from uml_core.comparison import conclude, curves
+from uml_core.language_trunk import check_weights
 from uml_core.specs import Recipe
 
 TAKES_RECIPE = True
@@ -62,14 +63,15 @@ def run(args: argparse.Namespace) -> int:
     out = cli.out_folder(args, recipe.name, resume=args.resume)
     data = open_data(recipe)
     recipe = resolved(recipe, data)
+    check_weights(recipe.model)
+    for warning in data.warnings:
+        terminal.note(warning)
     if args.dry_run:
         print(describe(recipe, data, arms))
         return 0
     make_all_rounds(recipe, data, None)  # too few samples anywhere is an error before the start
     out.mkdir(parents=True, exist_ok=True)
     (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    for warning in data.warnings:
-        terminal.note(warning)
     cohort = Cohort(
         recipe=recipe,
         modalities=data.modalities,

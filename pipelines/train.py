@@ -49,6 +49,7 @@ from pipelines.tracking import PARENT, Tracker
 from uml_core.arms import build_fit, head_source
 from uml_core.errors import RunError, UserError
 from uml_core.evaluation import Evaluate, classifier_accuracy, probe_accuracy, probe_test_accuracy
+from uml_core.language_trunk import check_weights
 from uml_core.loop import DataParallel, Fit, OneProcess, World, train
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
@@ -74,6 +75,9 @@ def run(args: argparse.Namespace) -> int:
     out = cli.out_folder(args, recipe.name, resume=args.resume)
     data = open_data(recipe)
     recipe = resolved(recipe, data)
+    check_weights(recipe.model)
+    for warning in data.warnings:
+        terminal.note(warning)
     if args.dry_run:
         print(describe(recipe, data))
         return 0

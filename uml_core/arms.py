@@ -18,6 +18,7 @@ import torch
 
 from uml_core.controls import PermutedLabels, PermutedValues
 from uml_core.errors import UserError
+from uml_core.language_trunk import load_trunk
 from uml_core.learner import UnpairedLearner
 from uml_core.loop import Fit, OneProcess, View, World
 from uml_core.modalities import Modality
@@ -90,6 +91,7 @@ def build_fit(
     num_classes   None in the self-supervised setting
     head_batches  needed by arms whose head starts at class means
     """
+    world = world or OneProcess()
     names = [recipe.target] if arm in UNIMODAL else recipe.active
     spec = recipe.model
     used = {name: modalities[name] for name in names}
@@ -106,6 +108,8 @@ def build_fit(
         seed=seed,
         label_smoothing=train.label_smoothing,
     )
+    if spec.trunk_init is not None and learner.trunk is not None:
+        load_trunk(learner.trunk, spec)
     source = head_source(recipe) if arm == "uml_init" else None
     if source is not None:
         assert head_batches is not None
@@ -121,8 +125,8 @@ def build_fit(
         weights=weights,
         schedule=arm_schedule(recipe, names),
         seed=seed,
-        views=_views(recipe, names, num_classes, seed) if arm == "uml_permuted" else {},
-        world=world or OneProcess(),
+        views=_views(recipe, names, num_classes, seed, world) if arm == "uml_permuted" else {},
+        world=world,
     )
 
 
@@ -133,10 +137,14 @@ def arm_schedule(recipe: Recipe, names: Iterable[str]) -> Schedule:
     return replace(full, ratios=kept)
 
 
-def _views(recipe: Recipe, names: list[str], num_classes: int | None, seed: int) -> dict[str, View]:
-    auxiliaries = [n for n in names if n != recipe.target]
-    view: Any = PermutedValues(seed) if num_classes is None else PermutedLabels(num_classes, seed)
-    return dict.fromkeys(auxiliaries, view)
+def _views(
+    recipe: Recipe, names: list[str], num_classes: int | None, seed: int, world: World
+) -> dict[str, View]:
+    if num_classes is None:
+        view: View = PermutedValues(seed, world)
+    else:
+        view = PermutedLabels(num_classes, seed)
+    return {name: view for name in names if name != recipe.target}
 
 
 def control_description(recipe: Recipe) -> str:

@@ -29,11 +29,13 @@ _LEAST = {
     "model.heads": 1,
     "model.ff": 1,
     "model.max_positions": 1,
+    "model.trunk_frozen": 0,
     "train.steps": 1,
     "train.batch_size": 1,
     "train.weight_decay": 0,
     "train.lr_warmup": 0,
-    "train.warmup.steps": 1,
+    "train.warmup.steps": 0,
+    "train.warmup.epochs": 0,
     "train.workers": 1,
     "train.validate_every": 1,
     "train.patience": 1,
@@ -42,7 +44,13 @@ _LEAST = {
     "world.train": 1,
     "world.test": 1,
 }
-_ABOVE_ZERO = ("train.lr", "train.clip", "probe.label_fraction")
+_ABOVE_ZERO = (
+    "model.norm_eps",
+    "model.logit_scale_value",
+    "train.lr",
+    "train.clip",
+    "probe.label_fraction",
+)
 _SHARES = (
     "model.dropout",
     "train.label_smoothing",
@@ -111,12 +119,15 @@ def _floats(value: Any, place: str) -> Iterator[tuple[str, float]]:
 
 def _check_model(recipe: Recipe, names: Collection[str], problems: list[str]) -> None:
     model = recipe.model
-    if model.heads > 0 and model.width > 0 and model.width % model.heads:
+    transformer = model.trunk == "transformer"
+    if transformer and model.heads > 0 and model.width > 0 and model.width % model.heads:
         problems.append(f"model.width: {model.width} is not divisible by {model.heads} heads")
     if model.dropout == 1:
         problems.append("model.dropout: must be below 1")
-    if model.trunk == "none" and recipe.setting == "self_supervised":
+    if not transformer and recipe.setting == "self_supervised":
         problems.append("model.trunk: the self-supervised setting needs the transformer trunk")
+    if not transformer and (model.trunk_init is not None or model.trunk_frozen):
+        problems.append("model.trunk: none leaves nothing to initialise or to freeze")
     if model.head_init == "random":
         return
     kind, _, source = model.head_init.partition(":")
@@ -144,11 +155,20 @@ def _check_train(recipe: Recipe, names: Collection[str], problems: list[str]) ->
     if train.warmup.modality not in names:
         hint = near(train.warmup.modality, names)
         problems.append(f"train.warmup.modality: no modality '{train.warmup.modality}'{hint}")
-    if train.warmup.modality == recipe.target and train.warmup.steps >= train.steps:
-        problems.append(
-            f"train.warmup.steps: {train.warmup.steps} of {train.steps} steps leave none for the "
-            "other modalities"
-        )
+    if (train.warmup.steps is None) == (train.warmup.epochs is None):
+        problems.append("train.warmup: give either steps or epochs")
+    problems.extend(warmup_problems(recipe))
+
+
+def warmup_problems(recipe: Recipe) -> list[str]:
+    """What is wrong with a warm-up whose steps are known."""
+    warmup, steps = recipe.train.warmup, recipe.train.steps
+    if not warmup or warmup.modality != recipe.target or (warmup.steps or 0) < steps:
+        return []
+    return [
+        f"train.warmup: {warmup.steps} of {steps} steps on {recipe.target} alone leave none for "
+        "the other modalities"
+    ]
 
 
 def _check_modality(recipe: Recipe, name: str, spec: ModalitySpec, problems: list[str]) -> None:
@@ -168,7 +188,10 @@ def _check_modality(recipe: Recipe, name: str, spec: ModalitySpec, problems: lis
         problems.append(f"{where}.ratio: the target's ratio is 1 by definition")
     if spec.weight < 0:
         problems.append(f"{where}.weight: cannot be negative")
-    if spec.shots is not None and spec.shots < 1:
+    if spec.shots == "average":
+        if spec.kind != "vector":
+            problems.append(f"{where}.shots: only samples of kind vector have an average")
+    elif spec.shots is not None and spec.shots < 1:
         problems.append(f"{where}.shots: must be at least 1, or null for all (got {spec.shots})")
     if name == recipe.target and spec.shots is not None:
         problems.append(f"{where}.shots: the target's shots stand at the top of the recipe")
@@ -176,6 +199,21 @@ def _check_modality(recipe: Recipe, name: str, spec: ModalitySpec, problems: lis
         spec.options, setting=recipe.setting, width=recipe.model.width, heads=recipe.model.heads
     )
     problems.extend(f"{where}.{problem}" for problem in found)
+    if not found and name in recipe.active:
+        problems.extend(_position_problems(recipe, spec, where))
+
+
+def _position_problems(recipe: Recipe, spec: ModalitySpec, where: str) -> list[str]:
+    """A sample that the position table cannot hold must not be met in the middle of a run."""
+    model, modality = recipe.model, spec.build()
+    most = modality.most_positions(supervised=recipe.setting == "supervised")
+    table = model.trunk == "transformer" and model.positions != "off"
+    if not table or most <= model.max_positions:
+        return []
+    return [
+        f"{where}: a sample may have {most} positions, but the position table ends at "
+        f"{model.max_positions}: raise model.max_positions, or lower {modality.shorten}"
+    ]
 
 
 def _check_compare(spec: CompareSpec, problems: list[str]) -> None:

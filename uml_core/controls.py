@@ -1,7 +1,8 @@
 """The permuted control: auxiliary data with its marginals kept and its meaning removed.
 
 A method that gains from the control as much as from the real auxiliary data has learnt nothing
-from its meaning; regularisation or a longer schedule explains the gain.
+from its meaning; regularisation or a longer schedule explains the gain. The paper has no such arm
+(its nearest is text of an unrelated data set, Table 24); its reviewers asked for one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from uml_core.errors import UserError
+from uml_core.loop import World
 from uml_core.modalities.base import Batch
+from uml_core.modalities.common import pad_stack
 
 
 def derangement(num_classes: int, seed: int) -> np.ndarray:
@@ -48,18 +51,26 @@ class PermutedValues:
     """Self-supervised control: values permuted over the batch, per feature and time step.
 
     Marginals per (position, feature) stay; structure across features and time is gone. Masked
-    positions trade places only among valid ones.
+    positions trade places only among valid ones. The permutation runs over the global batch, so
+    any number of data-parallel ranks sees what one process sees: a rank's own few rows would
+    have too little to trade (one row: nothing at all).
     """
 
     description = "auxiliary values permuted independently per feature and time step"
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, world: World) -> None:
+        self.seed, self.world = seed, world
 
     def __call__(self, batch: Batch, number: int) -> Batch:
         """The batch with its values permuted; `number` makes every batch's permutation its own."""
+        items, begin = self.world.items(batch)
+        x, mask = pad_stack(items)
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
-        return dataclasses.replace(batch, x=permute_values(batch.x, batch.mask, generator))
+        x = permute_values(x, mask, generator)[begin : begin + len(batch)]
+        # A rank pads to its own longest sequence, the global batch to the longest of all.
+        seen = torch.zeros_like(batch.x)
+        seen[:, : x.shape[1]] = x[:, : seen.shape[1]]
+        return dataclasses.replace(batch, x=seen)
 
 
 def permute_values(x: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:

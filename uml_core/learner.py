@@ -73,8 +73,9 @@ class UnpairedLearner(nn.Module):
                 seed, "classifier", lambda: nn.Linear(spec.width, num_classes, bias=False)
             )
             if spec.logit_scale == "learned":
-                ones = {name: nn.Parameter(torch.ones(())) for name in self.modalities}
-                self.logit_scales = nn.ParameterDict(ones)
+                start = torch.tensor(float(spec.logit_scale_value))
+                scales = {name: nn.Parameter(start.clone()) for name in self.modalities}
+                self.logit_scales = nn.ParameterDict(scales)
         else:
             for name, m in self.modalities.items():
                 build = partial(m.decoder, spec.width)
@@ -88,8 +89,11 @@ class UnpairedLearner(nn.Module):
         return (z if self.trunk is None else self.trunk(z, mask)), mask
 
     def embed(self, name: str, batch: Batch) -> Tensor:
-        """Mean of r over valid positions: (B, D). Independent of the other samples of a batch."""
-        return masked_mean(*self.tokens(name, batch))
+        """What stands for a sample: the mean of r over valid positions, or r at its class token.
+
+        (B, D). Independent of the other samples of a batch.
+        """
+        return self._pool(name, *self.tokens(name, batch))
 
     def logits(self, name: str, batch: Batch) -> Tensor:
         """(B, C) class scores of the shared classifier."""
@@ -98,7 +102,13 @@ class UnpairedLearner(nn.Module):
     def _classify(self, name: str, pooled: Tensor) -> Tensor:
         assert self.classifier is not None, "the self-supervised setting has no classifier"
         logits = self.classifier(pooled)
-        return logits * self.logit_scales[name] if self.spec.logit_scale == "learned" else logits
+        if self.spec.logit_scale == "learned":
+            return logits * self.logit_scales[name]
+        value = self.spec.logit_scale_value
+        return logits if value == 1 else logits * value
+
+    def _pool(self, name: str, r: Tensor, mask: Tensor | None) -> Tensor:
+        return r[:, 0] if self.modalities[name].class_token else masked_mean(r, mask)
 
     # --------------------------------------------------------------------------- losses
 
@@ -138,7 +148,7 @@ class UnpairedLearner(nn.Module):
         self, name: str, batch: Batch, r: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         if self.supervised:
-            logits = self._classify(name, masked_mean(r, mask))
+            logits = self._classify(name, self._pool(name, r, mask))
             total = supervised_sum(logits.float(), batch.y, self.label_smoothing)
             return total, supervised_terms(batch.y)
         modality = self.modalities[name]
@@ -174,10 +184,17 @@ class UnpairedLearner(nn.Module):
         self.train(training)
         return torch.nonzero(~seen).flatten().tolist()
 
+    # ---------------------------------------------------------------------- shared weights
+
     def shared_parameters(self) -> list[nn.Parameter]:
         """Weights that every modality uses: trunk and classifier."""
         shared = [m for m in (self.trunk, self.classifier) if m is not None]
         return [p for module in shared for p in module.parameters()]
+
+    def freeze_trunk(self, frozen: bool) -> None:
+        """Whether the trunk keeps its weights from now on; gradients pass through it still."""
+        if self.trunk is not None:
+            self.trunk.requires_grad_(not frozen)
 
 
 def seeded(seed: int, name: str, build: Callable[[], T_]) -> T_:

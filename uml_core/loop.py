@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from uml_core.errors import RunError
 from uml_core.learner import UnpairedLearner
 from uml_core.modalities.base import Batch
+from uml_core.modalities.common import unpad
 from uml_core.schedule import Schedule
 from uml_core.specs import TrainSpec
 
@@ -41,11 +42,15 @@ class World(Protocol):
         ...
 
     def total(self, value: Tensor) -> Tensor:
-        """Sum over ranks."""
+        """Sum over ranks, element by element; any shape."""
+        ...
+
+    def items(self, batch: Batch) -> tuple[list[Tensor], int]:
+        """The unpadded items (T_b, ...) of the global batch, and where this rank's begin."""
         ...
 
 
-class OneProcess:
+class OneProcess(World):
     """A world of one: nothing to synchronise."""
 
     size = 1
@@ -57,8 +62,11 @@ class OneProcess:
     def total(self, value: Tensor) -> Tensor:
         return value
 
+    def items(self, batch: Batch) -> tuple[list[Tensor], int]:
+        return unpad(batch.x, batch.mask), 0
 
-class DataParallel:
+
+class DataParallel(World):
     """DistributedDataParallel over the current process group."""
 
     def __init__(self) -> None:
@@ -78,6 +86,13 @@ class DataParallel:
         value = value.clone()
         dist.all_reduce(value)
         return value
+
+    def items(self, batch: Batch) -> tuple[list[Tensor], int]:
+        parts: list[Any] = [None] * self.size
+        mask = None if batch.mask is None else batch.mask.cpu()
+        dist.all_gather_object(parts, (batch.x.cpu(), mask))
+        begin = sum(len(x) for x, _ in parts[: self.rank])
+        return [item for x, mask in parts for item in unpad(x, mask)], begin
 
 
 @dataclass
@@ -104,10 +119,14 @@ class Fit:
         self.device = self.parameters[0].device
         if self.spec.compile and self.learner.trunk is not None:
             self.learner.trunk.compile(dynamic=True)
+        frozen = self.learner.spec.trunk_frozen
+        self.learner.freeze_trunk(frozen is True)
         takes = {name for name in self.modalities if self.weights.get(name, 1.0) > 0}
         # Alike: every update uses every parameter, so DDP need not look for idle ones.
-        alike = takes == set(self.learner.modalities) and (
-            len(takes) == 1 or (self.schedule.constant() and self.spec.mode == "joint")
+        alike = (
+            takes == set(self.learner.modalities)
+            and (len(takes) == 1 or (self.schedule.constant() and self.spec.mode == "joint"))
+            and isinstance(frozen, bool)
         )
         self.module = self.world.wrap(self.learner, alike)
         self.optimizer = torch.optim.AdamW(
@@ -130,6 +149,8 @@ class Fit:
         mine = [] if self.stopped else self._mine(batches)
         if not mine:
             return
+        if not isinstance(self.learner.spec.trunk_frozen, bool):
+            self.learner.freeze_trunk(self.learner.spec.frozen_at(step))
         rate = learning_rate(self.spec, step, self.schedule.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -19,7 +19,7 @@ def supervised_sum(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> T
 
 
 def supervised_terms(y: Tensor) -> Tensor:
-    """Number of terms in `supervised_sum`: labelled samples."""
+    """Number of terms in `supervised_sum`: labelled samples among y (B,), a scalar."""
     return (y >= 0).sum()
 
 
@@ -47,7 +47,7 @@ def next_embedding_sum(
 
 
 def next_embedding_terms(target: Tensor, mask: Tensor | None) -> Tensor:
-    """Number of position terms in `next_embedding_sum` of the same target and mask."""
+    """Number of position terms in `next_embedding_sum` of the same target and mask: a scalar."""
     if mask is None:
         batch, length = target.shape[:2]
         return torch.full((), batch * max(1, length - 1), device=target.device)

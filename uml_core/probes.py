@@ -53,9 +53,13 @@ class FittedProbe(Protocol):
     """A probe with its choices made; `classes` (C,) are the labels of the columns of `scores`."""
 
     @property
-    def classes(self) -> np.ndarray: ...
+    def classes(self) -> np.ndarray:
+        """(C,) labels, in the order of the columns of `scores`."""
+        ...
 
-    def scores(self, x: np.ndarray) -> np.ndarray: ...
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        """(N, D) features -> (N, C) scores, the largest of a row for the predicted class."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,10 @@ def knn_probe(
     test_y: np.ndarray | None = None,
     grid: Sequence[int] = GRID_K,
 ) -> ProbeResult:
-    """kNN probe of frozen features; the test set is read once, with the chosen k."""
+    """kNN probe of frozen features; the test set is read once, with the chosen k.
+
+    Arguments and errors as `fit_knn_probe`; test_x (N, D), test_y (N,) are optional.
+    """
     probe, val_accuracy = fit_knn_probe(train_x, train_y, val_x, val_y, grid)
     return _result(probe, val_accuracy, {"k": probe.k}, test_x, test_y)
 
@@ -221,6 +228,8 @@ def few_shot_split(
     seed: int,
     val_per_class: int | None = None,
     classes: Sequence[str] | None = None,
+    *,
+    allow_absent: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows (train, val) of a k-shot split, both sorted; rows labelled -1 are never drawn.
 
@@ -229,7 +238,7 @@ def few_shot_split(
     min(4, shots)), so subsets are nested over k and the val rows of any k that fits are outside
     the train rows of every k that fits. With shots None, val is 10 % of each class (at least
     one; or `val_per_class`) and train all the rest. `classes` gives the names in label order;
-    with it, classes without any sample are found too.
+    with it, classes without any sample are an error too, unless `allow_absent` (auxiliary data).
     Raises UserError that lists every class with too few samples. (Paper 2.3, few-shot val size.)
     """
     if shots is not None and shots < 1:
@@ -240,7 +249,8 @@ def few_shot_split(
     if classes is not None and len(labels) and labels.max() >= len(classes):
         raise UserError(f"label {labels.max()} occurs but there are {len(classes)} class names")
     order = np.argsort(labels, kind="stable")
-    ids = range(len(classes)) if classes is not None else np.unique(labels[labels >= 0])
+    known = classes is not None and not allow_absent
+    ids = range(len(classes or ())) if known else np.unique(labels[labels >= 0])
     starts = np.searchsorted(labels[order], ids, side="left")
     stops = np.searchsorted(labels[order], ids, side="right")
     train, val, problems = [], [], []

@@ -13,8 +13,9 @@ from typing import Any
 
 from uml_core.checks import check
 from uml_core.errors import UserError, near
+from uml_core.language_trunk import adopt
 from uml_core.modalities import KINDS
-from uml_core.specs import ModalitySpec, Recipe
+from uml_core.specs import ModalitySpec, ModelSpec, Recipe
 from uml_core.typed import build, read_yaml
 
 
@@ -35,6 +36,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{path} holds no recipe: expected a mapping, got {type(raw).__name__}")
     if "data_root" in raw:
         raw["data_root"] = _absolute(raw["data_root"], path.parent)
+    if isinstance(raw.get("model"), dict) and "trunk_init" in raw["model"]:
+        raw["model"]["trunk_init"] = _absolute(raw["model"]["trunk_init"], path.parent)
     problems: list[str] = []
     for override in overrides:
         _merge(raw, override, problems)
@@ -61,11 +64,22 @@ def from_dict(raw: Mapping[str, Any], problems: list[str] | None = None) -> Reci
     known = {name: spec for name, spec in specs.items() if spec is not None}
     blank = {"name": "", "target": "", "modalities": {}}
     recipe = build(Recipe, {**raw, "modalities": {}}, "", problems, blank)
-    recipe = dataclasses.replace(recipe, modalities=known)
+    recipe = dataclasses.replace(recipe, modalities=known, model=_model(recipe, raw, problems))
     check(recipe, specs, problems)
     if problems:
         raise UserError(problems)
     return recipe
+
+
+def _model(recipe: Recipe, raw: Mapping[str, Any], problems: list[str]) -> ModelSpec:
+    """The model's spec; the sizes of a trunk from a checkpoint are those of the checkpoint."""
+    if recipe.model.trunk_init is None:
+        return recipe.model
+    try:
+        return adopt(recipe.model, given=raw["model"])
+    except UserError as error:
+        problems += [f"model.trunk_init: {problem}" for problem in error.problems]
+        return recipe.model
 
 
 def _modality(name: str, spec: Any, problems: list[str]) -> ModalitySpec | None:
@@ -101,7 +115,7 @@ def _merge(raw: dict[str, Any], override: str, problems: list[str]) -> None:
     except ValueError:
         problems.append(f"'{override}': the value is not valid YAML")
         return
-    if key == "data_root":
+    if key in ("data_root", "model.trunk_init"):
         value = _absolute(value, Path.cwd())
     *parents, last = key.split(".")
     node = raw

@@ -24,6 +24,15 @@ def cumulative(ratio: Ratio, t: int) -> float:
     return total
 
 
+def steps_of_epochs(epochs: float, samples: int, batch_size: int) -> int:
+    """Batches after which every one of `samples` has been taken `epochs` times.
+
+    Batches run on from one pass into the next, so that 3 passes over 100 samples in batches of 8
+    are 38 batches (300 / 8 rounded up), and not three times 13.
+    """
+    return math.ceil(round(epochs * samples / batch_size, 9))
+
+
 @dataclass(frozen=True)
 class Warmup:
     """`steps` steps on `modality` alone before the joint phase (paper B.4.1, both directions).

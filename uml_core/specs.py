@@ -30,7 +30,7 @@ class ModalitySpec:
     test: str | list[str] | None = None
     ratio: float | list[tuple[int, float]] = 1.0  # batches per target batch; [[from step, r], ...]
     weight: float = 1.0  # factor of its loss (the paper's lambda, alpha)
-    shots: int | None = None  # auxiliary samples per class; null = all
+    shots: int | Literal["average"] | None = None  # auxiliary samples per class; average = one mean
     options: Any = None  # what only this kind has: size, stem, ... (see uml_core/modalities)
 
     def build(self) -> Modality:
@@ -49,20 +49,39 @@ class ModelSpec:
     dropout: float = 0.0
     trunk: Literal["transformer", "none"] = "transformer"  # none: stems feed the head (paper 3.3)
     norm: Literal["pre", "post"] = "pre"
-    activation: Literal["gelu", "relu"] = "gelu"
+    norm_eps: float = 1e-5
+    activation: Literal["gelu", "gelu_tanh", "relu"] = "gelu"
     input_projection: bool = False  # bias-free linear before the blocks, as the paper's code has
+    input_norm: bool = False  # layer norm before the blocks, as BERT has it
     positions: Literal["off", "learned", "sinusoidal"] = "off"
     max_positions: int = 512
+    trunk_init: str | None = None  # folder of a BERT or GPT-2 checkpoint, which sets the sizes too
+    trunk_frozen: bool | int = False  # true: the trunk never trains; N: not in the first N steps
     head_init: str = "random"  # random | class_means:<modality>
-    logit_scale: Literal["fixed", "learned"] = "fixed"  # one factor per modality, starting at 1
+    logit_scale: Literal["fixed", "learned"] = "fixed"  # learned: one factor per modality
+    logit_scale_value: float = 1.0  # the fixed factor (CLIP: 100), or where learned ones start
+
+    def frozen_at(self, step: int) -> bool:
+        """Whether the trunk keeps its weights at step `step` of a run (paper 3.8)."""
+        if isinstance(self.trunk_frozen, bool):
+            return self.trunk_frozen
+        return step < self.trunk_frozen
 
 
 @dataclass(frozen=True)
 class WarmupSpec:
-    """Steps on one modality alone at the start: exactly `steps` of them (uml_core/schedule.py)."""
+    """One modality alone at the start (paper B.4.1): give `steps`, or `epochs` of that modality.
+
+    A recipe whose data is open holds steps only (uml_core/schedule.py, `steps_of_epochs`).
+    """
 
     modality: str
-    steps: int
+    steps: int | None = None  # exactly so many; 0 = none
+    epochs: float | None = None  # passes over the training samples of that modality; 0 = none
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self.steps or self.epochs)
 
 
 @dataclass(frozen=True)
@@ -147,7 +166,7 @@ class Recipe:
     @property
     def active(self) -> list[str]:
         """The target and the auxiliaries that the schedule takes at all."""
-        warmup = self.train.warmup and self.train.warmup.modality
+        warmup = self.train.warmup.modality if self.train.warmup else None
         used = [
             name
             for name in self.auxiliaries
@@ -156,13 +175,16 @@ class Recipe:
         return [self.target, *used]
 
     def schedule(self) -> Schedule:
-        """The step schedule of this recipe."""
-        warmup = self.train.warmup
+        """The step schedule. A warm-up in epochs must have become steps before (open data)."""
+        spec, warmup = self.train.warmup, None
+        if spec:
+            assert spec.steps is not None, "how many steps an epoch has is known with the data only"
+            warmup = Warmup(spec.modality, spec.steps)
         return Schedule(
             target=self.target,
             ratios={n: as_ratio(self.modalities[n].ratio) for n in self.auxiliaries},
             steps=self.train.steps,
-            warmup=Warmup(warmup.modality, warmup.steps) if warmup else None,
+            warmup=warmup,
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -6,6 +6,8 @@ Shape legend: B batch, T positions, D width, H heads.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,12 @@ from torch import Tensor, nn
 
 from uml_core.errors import UserError
 from uml_core.specs import ModelSpec
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),  # GPT-2's gelu_new
+    "relu": F.relu,
+}
 
 
 class Block(nn.Module):
@@ -24,13 +32,13 @@ class Block(nn.Module):
         self.heads = spec.heads
         self.pre = spec.norm == "pre"
         self.dropout = spec.dropout
-        self.norm1 = nn.LayerNorm(width)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width, spec.norm_eps)
+        self.norm2 = nn.LayerNorm(width, spec.norm_eps)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.up = nn.Linear(width, hidden)
         self.down = nn.Linear(hidden, width)
-        self.activation = F.gelu if spec.activation == "gelu" else F.relu
+        self.activation = ACTIVATIONS[spec.activation]
 
     def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         """x (B, T, D); mask (B, 1, 1, T) bool True = attend, or None; causal: no look-ahead."""
@@ -83,8 +91,10 @@ class Trunk(nn.Module):
             )
         else:
             self.positions = None
+        self.input_norm = nn.LayerNorm(width, spec.norm_eps) if spec.input_norm else None
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
-        self.norm = nn.LayerNorm(spec.width) if spec.norm == "pre" and spec.depth else None
+        final = spec.norm == "pre" and spec.depth > 0
+        self.norm = nn.LayerNorm(width, spec.norm_eps) if final else None
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x (B, T, D), mask (B, T) bool True = valid or None. Raises UserError if T is too long."""
@@ -97,6 +107,8 @@ class Trunk(nn.Module):
                     f"{self.max_positions}: raise model.max_positions or shorten the sequences"
                 )
             x = x + self.positions[: x.shape[1]]
+        if self.input_norm is not None:
+            x = self.input_norm(x)
         attend = None if self.causal or mask is None else mask[:, None, None, :]
         for block in self.blocks:
             x = block(x, attend, self.causal)

@@ -30,6 +30,16 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+# YAML 1.1 reads on, off, yes and no as booleans; here, as in YAML 1.2, they are words
+# (`positions: off`), and true and false are the booleans.
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != _BOOL]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"(true|True|TRUE|false|False|FALSE)$"), "tTfF")
+
+
 def read_yaml(text: str) -> Any:
     """YAML -> plain values. Raises ValueError for anything that is not."""
     try:
@@ -114,7 +124,7 @@ def _type_problems(place: str, error: ValidationError, hint: Any) -> list[str]:
     ]
 
 
-_BRANCH = re.compile(r"int|float|str|bool|none|(list|dict|tuple)\[.*")
+_BRANCH = re.compile(r"int|float|str|bool|none|(list|dict|tuple|literal)\[.*")
 
 
 def _short(value: Any) -> str:

@@ -11,15 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.running.class_means import class_means, first_of_class
 from pipelines.sources import guards
 from pipelines.streams.shards import Index, load_index, read_rows, subset, write_subset
+from uml_core.arms import head_source
+from uml_core.checks import warmup_problems
 from uml_core.errors import UserError
 from uml_core.modalities import Modality
 from uml_core.modalities.base import BadSample
 from uml_core.probes import few_shot_split
-from uml_core.specs import Recipe
+from uml_core.schedule import steps_of_epochs
+from uml_core.specs import Recipe, WarmupSpec
 
 SUBSET_BYTES = 256 << 20  # a subset up to this size gets a shard of its own
+NAMED = 5  # classes that a sentence names
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ def open_data(recipe: Recipe) -> Data:
     problems += found
     if problems:
         raise UserError(problems)
+    report["warnings"] += _absent_classes(recipe, splits["train"], classes)
     return Data(
         classes,
         modalities,
@@ -105,7 +111,7 @@ def open_data(recipe: Recipe) -> Data:
         splits["val"],
         splits["test"],
         report,
-        tuple(report.get("warnings", ())),
+        tuple(report["warnings"]),
     )
 
 
@@ -185,6 +191,25 @@ def _check_labels(
                 )
 
 
+def _absent_classes(recipe: Recipe, train: dict[str, Index], classes: tuple[str, ...]) -> list[str]:
+    """A sentence per auxiliary modality that has no sample of some class (supervised setting)."""
+    if recipe.setting != "supervised":
+        return []
+    said = []
+    for name in recipe.active[1:]:
+        absent = np.setdiff1d(np.arange(len(classes)), train[name].labels)
+        if not len(absent):
+            continue
+        names = ", ".join(classes[k] for k in absent[:NAMED])
+        more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
+        head = "; a head that starts at its class means keeps random rows for them"
+        said.append(
+            f"{name} has no sample of {len(absent)} of {len(classes)} classes ({names}{more})"
+            + (head if name == head_source(recipe) else "")
+        )
+    return said
+
+
 # ---------------------------------------------------------------------------------- rounds
 
 
@@ -193,6 +218,8 @@ def make_round(
 ) -> Round:
     """Draws the rows of one (shots, seed); small target subsets become a shard in `folder`.
 
+    Without a folder nothing is written: such a round serves for counts, since a modality whose
+    classes are averaged then holds a sample of each class instead of the means.
     Raises UserError naming every class with too few samples.
     """
     target = data.train[recipe.target]
@@ -201,7 +228,7 @@ def make_round(
         target.labels, shots, seed, 0 if own_val is not None else None, data.classes
     )
     val = own_val if own_val is not None else subset(target, val_rows)
-    streams = {name: _auxiliary(recipe, data, name, seed) for name in recipe.active[1:]}
+    streams = {name: _auxiliary(recipe, data, name, seed, folder) for name in recipe.active[1:]}
     if recipe.setting == "self_supervised":
         # Self-supervised steps need no labels: every target row outside validation is theirs.
         rest = np.setdiff1d(np.arange(len(target)), val_rows)
@@ -214,11 +241,15 @@ def make_round(
     return Round(seed, shots, {recipe.target: picked, **streams}, val)
 
 
-def _auxiliary(recipe: Recipe, data: Data, name: str, seed: int) -> Index:
+def _auxiliary(recipe: Recipe, data: Data, name: str, seed: int, folder: Path | None) -> Index:
     index, shots = data.train[name], recipe.modalities[name].shots
     if shots is None:
         return index
-    rows, _ = few_shot_split(index.labels, shots, seed, 0, data.classes)
+    if shots == "average":
+        if folder is None:
+            return first_of_class(index)
+        return class_means(index, data.modalities[name], folder / f"{name}-average-000000.tar")
+    rows, _ = few_shot_split(index.labels, shots, seed, 0, data.classes, allow_absent=True)
     return subset(index, rows)
 
 
@@ -250,14 +281,38 @@ def num_classes(recipe: Recipe, data: Data) -> int | None:
 
 
 def resolved(recipe: Recipe, data: Data) -> Recipe:
-    """The recipe with the input sizes filled in that the data told."""
+    """The recipe with everything filled in that the data told: input sizes, steps of epochs."""
     specs = {
         name: dataclasses.replace(spec, options=data.modalities[name].options)
         if name in data.modalities
         else spec
         for name, spec in recipe.modalities.items()
     }
-    return dataclasses.replace(recipe, modalities=specs)
+    train = dataclasses.replace(recipe.train, warmup=_warmup_in_steps(recipe, data))
+    found = dataclasses.replace(recipe, modalities=specs, train=train)
+    if problems := warmup_problems(found):
+        raise UserError(problems)
+    return found
+
+
+def _warmup_in_steps(recipe: Recipe, data: Data) -> WarmupSpec | None:
+    """A warm-up given in epochs, counted in the training samples that its modality streams."""
+    warmup = recipe.train.warmup
+    if warmup is None or warmup.epochs is None:
+        return warmup
+    if not warmup:
+        return None
+    steps = {}
+    for shots, seed in rounds_of(recipe):
+        if shots not in steps:
+            rows = len(make_round(recipe, data, seed, shots).train[warmup.modality])
+            steps[shots] = steps_of_epochs(warmup.epochs, rows, recipe.train.batch_size)
+    if len(set(steps.values())) > 1:
+        raise UserError(
+            f"train.warmup.epochs: an epoch of {warmup.modality} differs between the numbers of "
+            "shots; give train.warmup.steps, or one number of shots"
+        )
+    return dataclasses.replace(warmup, steps=next(iter(steps.values())), epochs=None)
 
 
 def sample_inputs(recipe: Recipe, data: Data) -> dict[str, list[tuple[bytes, str, str]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipelines.running.data import Data, make_round, num_classes, rounds_of
+from uml_core import language_trunk
 from uml_core.arms import UNIMODAL
 from uml_core.learner import UnpairedLearner
 from uml_core.specs import Recipe, grid_points
@@ -36,6 +37,17 @@ def describe(recipe: Recipe, data: Data, arms: Sequence[str] | None = None) -> s
             f"{points * len(recipe.seeds) * len(budgets)} ({len(arms)} arms with their grids, "
             f"{len(recipe.seeds)} seeds, {len(budgets)} numbers of shots)"
         )
+    warmup = schedule.warmup
+    if warmup is not None:
+        used = len(streams[warmup.modality])
+        passes = warmup.steps * recipe.train.batch_size / used
+        when = "before" if schedule.lead else "of"
+        lines.append(
+            f"warm-up     {warmup.steps} steps on {warmup.modality} alone ({passes:.2f} passes "
+            f"over its {used} samples), {when} the {schedule.steps} target batches"
+        )
+    if trunk := language_trunk.description(recipe.model):
+        lines.append(f"trunk       {trunk}")
     parameters = _parameters(recipe, data)
     lines += [
         f"steps       {schedule.total} per fit, batch {recipe.train.batch_size}",

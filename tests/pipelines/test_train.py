@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from pipelines import cli
 from pipelines.train import Trace
+from uml_core.recipe import load
 
 
 def consumed(out: Path) -> dict[str, dict[int, Counter]]:
@@ -65,6 +66,52 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
     assert cli.main(["train", path, "trace=true", "train.workers=1", "--out", out, "--resume"]) == 0
     assert consumed(tmp_path / "all") == consumed(tmp_path / "parts")
     np.testing.assert_allclose(losses(tmp_path / "all"), losses(tmp_path / "parts"), rtol=1e-4)
+
+
+@pytest.fixture
+def bert_recipe(tiny_recipe, tmp_path):
+    """The tiny recipe with pictures as patches through a BERT that was never trained."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.BertConfig(**sizes, intermediate_size=20, vocab_size=9)
+    transformers.BertModel(config).save_pretrained(tmp_path / "bert")
+    tiny_recipe["modalities"]["image"].update(stem="patches", patch=4, class_token=True)
+    tiny_recipe["modalities"]["text"].update(stem="tokens")
+    tiny_recipe["modalities"]["wave"].update(ratio=0)
+    tiny_recipe["model"] = {"trunk_init": "bert", "positions": "learned", "trunk_frozen": True}
+    return tiny_recipe
+
+
+@pytest.mark.ray
+def test_the_trunk_of_a_language_model_trains_a_model_of_pictures(
+    ray_cluster, bert_recipe, write_recipe, tmp_path
+):
+    out = tmp_path / "out"
+    assert cli.main(["train", write_recipe(bert_recipe), "--out", str(out)]) == 0
+    ours = load_file(out / "checkpoint" / "model.safetensors")
+    theirs = load_file(tmp_path / "bert" / "model.safetensors")
+    name = "encoder.layer.1.output.dense.weight"
+    np.testing.assert_array_equal(ours["trunk.blocks.1.down.weight"], theirs[name])
+    table = theirs["embeddings.position_embeddings.weight"]
+    segment = theirs["embeddings.token_type_embeddings.weight"][0]
+    np.testing.assert_array_equal(ours["trunk.positions"], table + segment)
+    assert ours["stems.image.positions"].shape == (1, 9 + 1, 12)
+    history = json.loads((out / "metrics.json").read_text())["history"]
+    assert history["losses"][-1]["image"] < history["losses"][0]["image"]
+    assert load(out / "recipe.yaml").model.trunk_init == str(tmp_path / "bert")
+
+
+def test_a_dry_run_says_what_the_trunk_starts_from(bert_recipe, write_recipe, tmp_path, capsys):
+    bert_recipe["model"]["trunk_frozen"] = 5
+    path = write_recipe(bert_recipe)
+    assert cli.main(["train", path, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert f"2 blocks of bert, 8,536 weights, from {tmp_path / 'bert'}; frozen for 5" in said
+    assert cli.main(["train", path, "model.width=64", "--out", str(tmp_path / "o")]) == 2
+    assert "width is 64 here, but 12 in the checkpoint" in capsys.readouterr().err
+    (tmp_path / "bert" / "model.safetensors").unlink()
+    assert cli.main(["train", path, "--out", str(tmp_path / "o")]) == 2
+    assert "has no model.safetensors" in capsys.readouterr().err
 
 
 def test_the_trace_forgets_what_the_model_did_not_learn(tmp_path: Path):

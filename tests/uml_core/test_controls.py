@@ -1,14 +1,17 @@
+import itertools
 from collections import Counter
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 
 from uml_core.controls import PermutedLabels, PermutedValues, derangement
 from uml_core.errors import UserError
+from uml_core.loop import OneProcess
 from uml_core.modalities.base import Batch
+from uml_core.modalities.common import pad_stack, unpad
 
 
 @given(st.integers(2, 60), st.integers(0, 2**31))
@@ -50,7 +53,7 @@ def test_permuted_values_keep_marginals_and_destroy_structure():
     rows = 512
     base = torch.randn(rows, 1, 1)
     x = base + 0.1 * torch.randn(rows, 4, 3)  # everything is correlated across time and features
-    seen = PermutedValues(seed=0)(Batch(x, torch.zeros(rows)), 0).x
+    seen = PermutedValues(0, OneProcess())(Batch(x, torch.zeros(rows)), 0).x
     assert torch.equal(seen.sort(0).values, x.sort(0).values)
 
     def correlation(values):
@@ -66,7 +69,7 @@ def test_valid_values_trade_places_with_valid_values_only(lengths, seed):
     mask = lengths_mask(lengths, 5)
     x = torch.arange(len(lengths) * 10.0).reshape(-1, 5, 2) + 1
     x[~mask] = 0
-    seen = PermutedValues(seed)(Batch(x, torch.zeros(len(x)), mask), 0).x
+    seen = PermutedValues(seed, OneProcess())(Batch(x, torch.zeros(len(x)), mask), 0).x
     assert (seen[~mask] == 0).all()
     for t in range(5):
         valid = mask[:, t]
@@ -78,19 +81,53 @@ def test_tokens_and_images_are_permuted_too():
     tokens = torch.randint(1, 50, (64, 7))
     mask = lengths_mask([7, 4] * 32, 7)
     tokens[~mask] = 0
-    seen = PermutedValues(1)(Batch(tokens, torch.zeros(64), mask), 0).x
+    seen = PermutedValues(1, OneProcess())(Batch(tokens, torch.zeros(64), mask), 0).x
     assert seen.dtype == tokens.dtype and (seen[~mask] == 0).all()
     assert not torch.equal(seen, tokens)
     image = torch.randint(0, 256, (16, 3, 4, 4), dtype=torch.uint8)
-    seen = PermutedValues(1)(Batch(image, torch.zeros(16)), 0).x
+    seen = PermutedValues(1, OneProcess())(Batch(image, torch.zeros(16)), 0).x
     assert seen.dtype == torch.uint8
     assert torch.equal(seen.sort(0).values, image.sort(0).values) and not torch.equal(seen, image)
 
 
 def test_permutations_depend_on_seed_and_batch_number_alone():
     batch = Batch(torch.randn(32, 3, 2), torch.zeros(32))
-    first = PermutedValues(5)(batch, 9).x
+    first = PermutedValues(5, OneProcess())(batch, 9).x
     torch.manual_seed(123)
-    assert torch.equal(first, PermutedValues(5)(batch, 9).x)
-    assert not torch.equal(first, PermutedValues(5)(batch, 10).x)
-    assert not torch.equal(first, PermutedValues(6)(batch, 9).x)
+    assert torch.equal(first, PermutedValues(5, OneProcess())(batch, 9).x)
+    assert not torch.equal(first, PermutedValues(5, OneProcess())(batch, 10).x)
+    assert not torch.equal(first, PermutedValues(6, OneProcess())(batch, 9).x)
+
+
+class Ranks:
+    """The slices of several ranks in one process: what all of them hold, seen from one of them."""
+
+    def __init__(self, slices, rank):
+        self.slices, self.rank = slices, rank
+
+    def items(self, batch):
+        parts = [unpad(b.x, b.mask) for b in self.slices]
+        return list(itertools.chain(*parts)), sum(map(len, parts[: self.rank]))
+
+
+@given(st.lists(st.integers(1, 6), min_size=3, max_size=9), st.data())
+@settings(max_examples=40)
+def test_any_number_of_ranks_sees_the_permutation_of_one_process(lengths, data):
+    ranks = data.draw(st.integers(1, len(lengths)))
+    rows = [torch.randn(n, 2) for n in lengths]
+    whole = PermutedValues(3, OneProcess())(Batch(*swapped(rows)), 4)
+    expected = unpad(whole.x, whole.mask)
+    cuts = [r * len(rows) // ranks for r in range(ranks + 1)]
+    slices = [Batch(*swapped(rows[a:b])) for a, b in itertools.pairwise(cuts)]
+    for rank, mine in enumerate(slices):
+        seen = PermutedValues(3, Ranks(slices, rank))(mine, 4)
+        assert seen.x.shape == mine.x.shape
+        for got, wanted in zip(
+            unpad(seen.x, seen.mask), expected[cuts[rank] : cuts[rank + 1]], strict=True
+        ):
+            assert torch.equal(got, wanted)
+
+
+def swapped(rows):
+    x, mask = pad_stack(rows)
+    return x, torch.zeros(len(rows)), mask

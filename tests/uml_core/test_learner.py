@@ -29,6 +29,19 @@ def supervised_modalities():
     }
 
 
+def every_supervised_stem():
+    return {
+        **supervised_modalities(),
+        "grid": modality("image", size=16, channels=(4, 4), pool=False),
+        "vit": modality("image", size=16, stem="vit", patch=8, pool=False),
+        "patches": modality("image", size=16, stem="patches", patch=8),
+        "marked": modality("image", size=16, stem="patches", patch=8, class_token=True),
+        "tokens": modality("text", vocab=32, stem="tokens"),
+        "conv": modality("sequence", dim=3, stem="conv1d", pool=False),
+        "pooled": modality("sequence", dim=3, stem="conv1d"),
+    }
+
+
 def series_modalities():
     return {
         "patches": modality("image", size=16, stem="vit", patch=8),
@@ -63,10 +76,23 @@ def batch(model, name, lengths=(7, 3, 1, 5), y=None, seed=0):
     return Batch(x, torch.arange(len(lengths)) % CLASSES if y is None else torch.tensor(y), mask)
 
 
+VARIANTS = [
+    {},
+    {"positions": "learned"},
+    {"positions": "sinusoidal", "norm": "post", "input_norm": True},
+    {"input_projection": True, "activation": "relu", "logit_scale": "learned"},
+    {"trunk": "none"},
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("classes", [CLASSES, None])
-def test_an_embedding_depends_on_its_sample_alone(classes):
+def test_an_embedding_depends_on_its_sample_alone(classes, variant):
     """Alone, with batch mates, with longer batch mates: the reference moved by 14 % (fault 5)."""
-    model = learner(classes=classes, spec=dataclasses.replace(SPEC, positions="learned"))
+    if classes is None and "trunk" in variant:
+        return
+    every = every_supervised_stem() if classes else series_modalities()
+    model = learner(every, classes=classes, spec=dataclasses.replace(SPEC, **variant))
     for name, m in model.modalities.items():
         samples = items(m.kind, (7, 3, 1, 9, 16))
         alone = torch.cat([embed(model, name, [s]) for s in samples])
@@ -162,6 +188,46 @@ def test_logits_are_the_shared_bias_free_head_on_the_mean_of_valid_positions():
     torch.testing.assert_close(model.logits("pen", b), mean @ model.classifier.weight.T)
     total = F.cross_entropy(model.logits("pen", b), b.y, reduction="sum")
     torch.testing.assert_close(model([("pen", b)])[0][0], total)
+
+
+def test_an_image_with_a_class_token_is_read_at_that_token():
+    model = learner(every_supervised_stem())
+    for name, tokens in (("marked", 5), ("patches", 4)):
+        b = batch(model, name)
+        r, mask = model.tokens(name, b)
+        assert r.shape == (4, tokens, 16) and mask is None
+        expected = r[:, 0] if name == "marked" else r.mean(1)
+        torch.testing.assert_close(model.embed(name, b), expected)
+        logits = expected @ model.classifier.weight.T
+        total = F.cross_entropy(logits, b.y, reduction="sum")
+        torch.testing.assert_close(model([(name, b)])[0][0], total)
+
+
+@pytest.mark.parametrize("trunk", ["transformer", "none"])
+def test_a_fixed_logit_scale_multiplies_every_modality(trunk):
+    spec = dataclasses.replace(SPEC, trunk=trunk)
+    plain, scaled = (learner(spec=dataclasses.replace(spec, logit_scale_value=v)) for v in (1, 100))
+    assert plain.state_dict().keys() == scaled.state_dict().keys()
+    for name in ("pen", "clip"):
+        b = batch(plain, name)
+        torch.testing.assert_close(scaled.logits(name, b), 100 * plain.logits(name, b))
+        total = F.cross_entropy(100 * plain.logits(name, b), b.y, reduction="sum")
+        torch.testing.assert_close(scaled([(name, b)])[0][0], total)
+    learned = learner(spec=dataclasses.replace(spec, logit_scale="learned", logit_scale_value=100))
+    b = batch(plain, "clip")
+    torch.testing.assert_close(learned.logits("clip", b), scaled.logits("clip", b))
+
+
+def test_a_frozen_trunk_passes_gradients_on():
+    model = learner()
+    model.freeze_trunk(True)
+    model([("pen", batch(model, "pen"))])[0].sum().backward()
+    assert all(p.grad is None for p in model.trunk.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in model.stems["pen"].parameters())
+    model.freeze_trunk(False)
+    model([("pen", batch(model, "pen"))])[0].sum().backward()
+    assert all(p.grad is not None for p in model.trunk.parameters())
+    learner(spec=dataclasses.replace(SPEC, trunk="none")).freeze_trunk(True)  # nothing to freeze
 
 
 def test_learned_logit_scales_are_one_factor_per_modality_starting_at_one():

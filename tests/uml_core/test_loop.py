@@ -370,10 +370,12 @@ def test_skipping_sees_gradients_that_are_not_finite_though_the_loss_is():
 
 @pytest.mark.parametrize("mode", ["joint", "alternate"])
 @pytest.mark.parametrize("cut", [4, 6])
-@pytest.mark.parametrize("warmup", [None, Warmup("a", 3)])
-def test_a_resumed_run_is_bitwise_the_uninterrupted_one(mode, cut, warmup):
+@pytest.mark.parametrize(("warmup", "frozen"), [(None, False), (Warmup("a", 3), 5), (None, True)])
+def test_a_resumed_run_is_bitwise_the_uninterrupted_one(mode, cut, warmup, frozen):
     def build():
-        model = ModelSpec(width=8, depth=1, heads=2, dropout=0.3, logit_scale="learned")
+        model = ModelSpec(
+            width=8, depth=1, heads=2, dropout=0.3, logit_scale="learned", trunk_frozen=frozen
+        )
         return make_fit({"a": 0.5, "b": 2.0}, model=model, mode=mode, warmup=warmup, clip=1.0)
 
     def evaluate(fit):
@@ -472,7 +474,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", [*CASES, "weight-0", "clip", "unimodal-alternate"])
+@pytest.mark.parametrize(
+    "case", [*CASES, "weight-0", "clip", "unimodal-alternate", "permuted", "frozen", "thaw"]
+)
 def test_two_ranks_learn_what_one_process_learns(two_ranks, case):
     """Equal losses on the same global batches over 20 steps, and both ranks agree exactly."""
     one, two = two_ranks[0][case]["one"], two_ranks[0][case]["two"]

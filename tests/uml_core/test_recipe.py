@@ -74,6 +74,15 @@ def test_numbers_written_without_a_dot_are_numbers():
     assert recipe.modalities["text"].ratio == 0.5
 
 
+def test_off_is_a_word_and_still_no_for_a_switch(tmp_path):
+    path = write(tmp_path, f"{yaml.safe_dump(small())}\ntrace: off\nmodel: {{positions: off}}\n")
+    recipe = load(path)
+    assert recipe.model.positions == "off" and recipe.trace is False
+    over = load(path, ["model.positions=off", "trace=true", "name=trueish"])
+    assert over.model.positions == "off" and over.trace is True and over.name == "trueish"
+    assert load(write(tmp_path, over.to_yaml())) == over
+
+
 def test_active_leaves_out_what_the_schedule_never_takes():
     assert from_dict(small(modalities__text__ratio=0)).active == ["image"]
     assert from_dict(small(modalities__text__ratio=[[0, 0], [5, 0]])).active == ["image"]
@@ -92,6 +101,40 @@ def test_the_schedule_is_the_recipes():
     schedule = from_dict(raw).schedule()
     assert (schedule.target, schedule.steps, schedule.warmup) == ("image", 40, Warmup("image", 4))
     assert schedule.ratios == {"text": ((0, 1.0), (10, 0.5))}
+
+
+def test_a_warm_up_of_nothing_is_none():
+    for warm in ({"steps": 0}, {"epochs": 0}):
+        raw = small(modalities__text__ratio=0, train__warmup={"modality": "text", **warm})
+        recipe = from_dict(raw)
+        assert recipe.active == ["image"] and recipe.schedule().warmup is None
+
+
+def test_a_sample_must_fit_the_position_table():
+    def text(**changes):
+        return small(modalities__text__stem="tokens", model={"positions": "learned", **changes})
+
+    assert only(text(max_positions=63)) == (
+        "modalities.text: a sample may have 64 positions, but the position table ends at 63: "
+        "raise model.max_positions, or lower max_tokens"
+    )
+    from_dict(text(max_positions=64))
+    from_dict(small(modalities__text__stem="tokens", model={"max_positions": 1}))
+    raw = text(max_positions=1)
+    raw["modalities"]["text"]["ratio"] = 0
+    from_dict(raw)  # a modality that is never taken may have any length
+
+
+def test_a_trunk_is_frozen_never_always_or_for_its_first_steps():
+    steps = (0, 1, 4, 5)
+    for value, frozen in (
+        (False, [0, 0, 0, 0]),
+        (True, [1, 1, 1, 1]),
+        (5, [1, 1, 1, 0]),
+        (0, [0] * 4),
+    ):
+        model = from_dict(small(model={"trunk_frozen": value})).model
+        assert [model.frozen_at(step) for step in steps] == [bool(f) for f in frozen]
 
 
 def test_grid_points_are_the_product_of_an_arms_axes():
@@ -128,7 +171,7 @@ def test_every_problem_is_told_at_once():
         "seting: unknown field (did you mean 'setting'?)",
         "seeds: give at least one",
         "modalities.image.sze: unknown field of kind image (did you mean 'size'?)",
-        "modalities.image.stem: input should be 'auto', 'conv' or 'vit' (did you mean 'conv'?)",
+        "modalities.image.stem: input should be 'auto', 'conv', 'vit' or 'patches' (did you mean",
         "modalities.text.kind: 'txt' is not one of",
         "modalities.pen.train: missing",
         "modalities.pen.weight: cannot be negative",
@@ -137,7 +180,7 @@ def test_every_problem_is_told_at_once():
         "train.lr: input should be a valid number",
         "train.steps: must be at least 1 (got 0)",
         "train.device: input should be 'auto', 'cpu' or 'cuda'",
-        "train.warmup.steps: missing",
+        "train.warmup: give either steps or epochs",
         "compare.grid.lr: give one value or more",
         "compare.arms: unknown arm 'unimodl' (did you mean 'unimodal'?)",
     ):
@@ -185,8 +228,22 @@ def test_every_problem_is_told_at_once():
         ({"train__label_smoothing": 2}, "train.label_smoothing: must be between 0 and 1"),
         ({"train__batch_size": 1}, "train.batch_size: 1 is less than one sample for each of 2"),
         ({"train__warmup": {"modality": "txt", "steps": 1}}, "train.warmup.modality: no modality"),
-        ({"train__warmup": {"modality": "text", "steps": 0}}, "train.warmup.steps: must be at"),
-        ({"train__warmup": {"modality": "image", "steps": 300}}, "train.warmup.steps: 300 of 300"),
+        ({"train__warmup": {"modality": "text", "steps": -1}}, "train.warmup.steps: must be at"),
+        ({"train__warmup": {"modality": "text", "epochs": -1}}, "train.warmup.epochs: must be at"),
+        ({"train__warmup": {"modality": "text"}}, "train.warmup: give either steps or epochs"),
+        (
+            {"train__warmup": {"modality": "text", "steps": 3, "epochs": 1}},
+            "train.warmup: give either steps or epochs",
+        ),
+        ({"train__warmup": {"modality": "image", "steps": 300}}, "train.warmup: 300 of 300 steps"),
+        (
+            {"modalities__text__shots": "average"},
+            "modalities.text.shots: only samples of kind vector",
+        ),
+        ({"modalities__text__shots": "mean"}, "modalities.text.shots: input should be"),
+        ({"model__logit_scale_value": 0}, "model.logit_scale_value: must be above 0"),
+        ({"model__trunk_frozen": -1}, "model.trunk_frozen: must be at least 0"),
+        ({"model": {"trunk": "none", "trunk_frozen": True}}, "model.trunk: none leaves nothing"),
         ({"world": {}}, "world.name: missing"),
         ({"world": {"name": "shapes", "test": 0}}, "world.test: must be at least 1"),
         ({"probe": {"C": []}}, "probe.C: "),

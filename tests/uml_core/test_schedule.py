@@ -2,7 +2,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from uml_core.schedule import Schedule, Warmup, cumulative
+from uml_core.schedule import Schedule, Warmup, cumulative, steps_of_epochs
 
 STEPS = 60
 ratio = st.floats(0, 5, allow_nan=False) | st.sampled_from([0.0, 0.1, 0.25, 1 / 3, 0.5, 1.5, 2.0])
@@ -81,6 +81,20 @@ def test_warmup_on_the_target_takes_the_first_target_batches_alone():
     assert [plan.counts(s) for s in range(5)] == [{"x": 1}] * 5
     assert plan.counts(5) == {"x": 1, "a": 2}
     assert plan.consumed(STEPS) == {"x": STEPS, "a": 2 * (STEPS - 5)}
+
+
+@given(st.integers(0, 9), st.integers(1, 400), st.integers(1, 64))
+def test_epochs_end_with_the_batch_that_takes_their_last_sample(epochs, samples, batch_size):
+    steps = steps_of_epochs(epochs, samples, batch_size)
+    assert steps * batch_size >= epochs * samples
+    assert (steps - 1) * batch_size < epochs * samples
+
+
+def test_parts_of_an_epoch_by_hand():
+    assert steps_of_epochs(3, 100, 8) == 38
+    assert steps_of_epochs(0.5, 100, 10) == 5
+    assert steps_of_epochs(1.1, 100, 10) == 11  # 1.1 * 100 / 10 is above 11 in floating point
+    assert steps_of_epochs(0, 100, 8) == 0
 
 
 def test_warmup_on_an_auxiliary_takes_steps_of_its_own():

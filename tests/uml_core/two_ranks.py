@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from uml_core.controls import PermutedValues
 from uml_core.learner import UnpairedLearner
 from uml_core.loop import DataParallel, Fit, OneProcess, train
 from uml_core.modalities import KINDS
@@ -64,16 +65,28 @@ def stream(mods, rank, size, spoil=False):
     return next_batch
 
 
-def run(setting, mode, ratio, world, spoil=False, weight=0.7, names=("x", "a"), **spec):
+def run(
+    setting,
+    mode,
+    ratio,
+    world,
+    spoil=False,
+    weight=0.7,
+    names=("x", "a"),
+    permuted=False,
+    frozen=False,
+    **spec,
+):
     mods = {name: m for name, m in modalities(setting).items() if name in names}
     learner = UnpairedLearner(
         mods,
-        ModelSpec(width=8, depth=1, heads=2),
+        ModelSpec(width=8, depth=1, heads=2, trunk_frozen=frozen),
         num_classes=CLASSES if setting == "supervised" else None,
     )
     spec = TrainSpec(steps=STEPS, lr=0.02, mode=mode, validate_every=1, **spec)
     schedule = Schedule("x", {"a": ratio} if "a" in names else {}, STEPS)
-    fit = Fit("fit", learner, spec, names, {"x": 1.0, "a": weight}, schedule, 0, {}, world)
+    views = {name: PermutedValues(5, world) for name in names} if permuted else {}
+    fit = Fit("fit", learner, spec, names, {"x": 1.0, "a": weight}, schedule, 0, views, world)
     next_batch = stream(mods, world.rank, world.size, spoil)
     norms, update = [], fit.optimizer.step
 
@@ -101,6 +114,9 @@ def cases():
     yield "weight-0", ("supervised", "joint", 1.0), {"weight": 0.0}
     yield "clip", ("supervised", "joint", 1.0), {"clip": 0.1}
     yield "unimodal-alternate", ("self_supervised", "alternate", 1.0), {"names": ("x",)}
+    yield "permuted", ("self_supervised", "joint", 0.5), {"permuted": True}
+    yield "frozen", ("self_supervised", "joint", 1.0), {"frozen": True}
+    yield "thaw", ("supervised", "joint", 1.0), {"frozen": 7, "clip": 1.0}
     yield "skip", ("self_supervised", "joint", 1.0), {"spoil": True, "on_nan": "skip"}
 
 

@@ -26,7 +26,7 @@ class Estimate:
 
 
 def resample(n: int, repeats: int, seed: int, strata: np.ndarray | None = None) -> list[np.ndarray]:
-    """`repeats` bootstrap draws of n rows with replacement; within each stratum where given."""
+    """`repeats` draws of (n,) rows with replacement; within each of the (n,) `strata` if given."""
     rng = np.random.default_rng(seed)
     if strata is None:
         return [rng.integers(0, n, n) for _ in range(repeats)]
@@ -38,7 +38,7 @@ def resample(n: int, repeats: int, seed: int, strata: np.ndarray | None = None) 
 
 
 def percentile(value: float, draws: np.ndarray) -> Estimate:
-    """Percentile bootstrap: the middle 95 % of the draws. For means and correlations."""
+    """Percentile bootstrap: the middle 95 % of the (repeats,) draws. For means and correlations."""
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(value), float(low), float(high))
 

@@ -37,6 +37,7 @@ class Rate:
 
     @property
     def identifiable(self) -> bool:
+        """Whether the data bounds the rate at all."""
         return self.value is not None
 
 
@@ -128,7 +129,7 @@ def exchange_rate(
 
 
 def fieller(numerators: np.ndarray, denominators: np.ndarray) -> Rate:
-    """mean(numerators) / mean(denominators) of S paired values each, with Fieller's interval.
+    """mean(numerators) / mean(denominators), both (S,) and paired, with Fieller's interval.
 
     The interval is {r : |b - r c| <= t sd(b_s - r c_s) / sqrt(S)}, t with S - 1 degrees of
     freedom; not identifiable unless it is bounded, i.e. unless the t interval of the denominator

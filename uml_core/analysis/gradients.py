@@ -1,4 +1,8 @@
-"""Do the modalities pull the shared weights the same way? Norms, cosines and sign agreement."""
+"""Do the modalities pull the shared weights the same way? Norms, cosines and sign agreement.
+
+The shared weights are the only coupling of the method (paper 3.2), so a conflict between
+modalities, which the paper leaves open, shows here first.
+"""
 
 from __future__ import annotations
 

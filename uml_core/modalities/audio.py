@@ -19,7 +19,7 @@ from torchaudio.transforms import MelSpectrogram, Resample
 
 from uml_core.modalities.base import BadSample, Modality
 from uml_core.modalities.common import least_problems, option, pad_stack
-from uml_core.modalities.sequence import ConvStem, FrameStem
+from uml_core.modalities.sequence import ConvStem, FrameStem, conv_positions
 
 MAX_CHANNELS = 32
 RATES = (1_000, 400_000)  # Hz; outside, the header is damaged
@@ -63,6 +63,7 @@ class Audio(Modality):
     suffixes = ("wav", "flac", "ogg")
     Options = Options
     num_random = 1
+    shorten = "seconds"
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)
@@ -169,6 +170,14 @@ class Audio(Modality):
         if supervised and self.options.stem != "patches":
             return ConvStem(self._dim(), width, pool=self.options.pool)
         return FrameStem(self._dim(), width)
+
+    def most_positions(self, *, supervised: bool) -> int:
+        # Resampling may round a clip up by a sample or two: one spectrum more at most.
+        samples = round(self.options.seconds * self.options.sample_rate)
+        spectra = 2 + samples // self._mel.hop_length
+        if self.options.stem == "patches":
+            return max(1, spectra // self.options.patch)
+        return conv_positions(spectra, pool=self.options.pool) if supervised else spectra
 
     def decoder(self, width: int) -> nn.Module:
         return nn.Linear(width, self._dim())

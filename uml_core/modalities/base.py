@@ -61,8 +61,15 @@ class Modality(ABC):
     num_random: ClassVar[int] = 0  # uniform numbers one augmented decode consumes
     loss: ClassVar[str] = "mse"  # self-supervised: "mse" or "cross_entropy"
 
+    shorten: ClassVar[str] = ""  # the options that bound a sample's positions
+
     def __init__(self, options: Any) -> None:
         self.options = options
+
+    @property
+    def class_token(self) -> bool:
+        """Whether the stem puts a class token first, whose output stands for the sample."""
+        return False
 
     @classmethod
     def check(cls, options: Any, *, setting: str, width: int, heads: int) -> list[str]:
@@ -86,6 +93,10 @@ class Modality(ABC):
         """f_m: module (x, mask) -> (tokens (B, T, width), mask (B, T) | None)."""
 
     @abstractmethod
+    def most_positions(self, *, supervised: bool) -> int:
+        """The most tokens that the stem makes of one sample, whatever the data holds."""
+
+    @abstractmethod
     def decoder(self, width: int) -> nn.Module:
         """g_m: (B, T, width) -> (B, T, D) predictions, or (B, T, V) logits for cross-entropy."""
 
@@ -97,5 +108,9 @@ class Modality(ABC):
         """
 
     def with_input(self, item: Tensor) -> Modality:
-        """This modality with the sizes that only the data tells, read off one decoded item."""
+        """This modality with the sizes that only the data tells, read off one decoded item.
+
+        The item has the shape that `decode` gives. Raises UserError where a size that the recipe
+        states is another.
+        """
         return self

@@ -37,7 +37,7 @@ def least_problems(options: Any, **least: float) -> list[str]:
 def load_array(data: bytes, suffix: str) -> tuple[np.ndarray, bool]:
     """The array of an npy member, or of an npz with one array or one called x.
 
-    Returns its values as float32, and whether they were stored as integers.
+    Returns its values as float32, of the stored shape, and whether they were stored as integers.
 
     Nothing is unpickled and nothing larger than `MAX_ARRAY_BYTES` is unpacked. Raises BadSample
     for damaged bytes, object arrays, non-numeric or non-finite values.
@@ -97,6 +97,13 @@ def pad_stack(items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         return torch.stack(list(items)), None
     mask = torch.arange(longest)[None, :] < lengths[:, None]
     return pad_sequence(list(items), batch_first=True), mask
+
+
+def unpad(x: Tensor, mask: Tensor | None) -> list[Tensor]:
+    """The inverse of `pad_stack`: (B, T, ...) and mask -> B tensors (T_b, ...)."""
+    if mask is None:
+        return list(x)
+    return [row[:length] for row, length in zip(x, mask.sum(1).tolist(), strict=True)]
 
 
 def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:

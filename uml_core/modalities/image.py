@@ -30,10 +30,12 @@ class Options:
     """Recipe fields of kind `image`."""
 
     size: int = option(32, "pixels per side; other sizes are cropped to a square and resized")
-    stem: Literal["auto", "conv", "vit"] = option(
+    stem: Literal["auto", "conv", "vit", "patches"] = option(
         "auto",
         "conv: three small strided convolutions, supervised only; vit: vision transformer; "
-        "auto: conv in the supervised setting, vit in the self-supervised one",
+        "patches: linear patch embeddings with learned positions, all of them for the trunk; "
+        "auto: conv in the supervised setting, patches in the self-supervised one, where vit is "
+        "the same",
     )
     pool: bool = option(
         True,
@@ -45,7 +47,12 @@ class Options:
         "2 sees finer patterns",
     )
     channels: tuple[int, int] = option((32, 64), "conv: channels of the first two layers")
-    patch: int = option(4, "vit: pixels per side of a patch; must divide size")
+    patch: int = option(4, "vit, patches: pixels per side of a patch; must divide size")
+    class_token: bool = option(
+        False,
+        "patches, supervised: a learned token in front, whose output stands for the image; "
+        "false: the mean over the patches",
+    )
     layers: int = option(
         2,
         "vit, supervised: transformer blocks of the stem's own. The self-supervised stem has none: "
@@ -107,17 +114,24 @@ class _Conv(nn.Module):
 
 
 class _Patches(nn.Module):
-    """Patch embedding with learned positions: token t stands for patch t (raster order)."""
+    """Linear patch embedding with learned positions: token t stands for patch t (raster order).
 
-    def __init__(self, options: Options, width: int) -> None:
+    With a class token, that is token 0 and the patches follow (paper 3.8).
+    """
+
+    def __init__(self, options: Options, width: int, *, class_token: bool = False) -> None:
         super().__init__()
         self.normalise = _Normalise(options)
         self.embed = nn.Conv2d(3, width, options.patch, stride=options.patch)
         count = (options.size // options.patch) ** 2
-        self.positions = nn.Parameter(0.02 * torch.randn(1, count, width))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, count + class_token, width))
+        self.class_token = nn.Parameter(0.02 * torch.randn(1, 1, width)) if class_token else None
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, None]:
-        return self.embed(self.normalise(x)).flatten(2).transpose(1, 2) + self.positions, None
+        tokens = self.embed(self.normalise(x)).flatten(2).transpose(1, 2)
+        if self.class_token is not None:
+            tokens = torch.cat([self.class_token.expand(len(x), -1, -1), tokens], 1)
+        return tokens + self.positions, None
 
 
 class _ViT(nn.Module):
@@ -153,6 +167,7 @@ class Image(Modality):
     suffixes = ("png", "jpg", "jpeg", "webp")
     Options = Options
     num_random = 2 * CROP_TRIES + 3
+    shorten = "size, or raise patch"
 
     @classmethod
     def check(cls, options: Any, *, setting: str, width: int, heads: int) -> list[str]:
@@ -165,12 +180,19 @@ class Image(Modality):
             problems.append("crop_scale: must be two numbers, 0 < least <= largest <= 1.")
         if options.stem == "conv" and setting == "self_supervised":
             problems.append(
-                "stem: conv has no next patch to predict: use stem: vit in the self-supervised "
-                "setting."
+                "stem: conv has no next patch to predict: use stem: patches in the "
+                "self-supervised setting."
             )
-        supervised = setting == "supervised"
-        if not problems and (options.stem == "vit" or not supervised):
-            problems += _vit_problems(options, width, supervised=supervised)
+        if options.class_token and (options.stem != "patches" or setting == "self_supervised"):
+            problems.append(
+                "class_token: belongs to stem: patches in the supervised setting; in the other, "
+                "a token in front would see no patch."
+            )
+        patched = options.stem in ("vit", "patches") or setting == "self_supervised"
+        if patched and not problems and options.size % options.patch:
+            problems.append(f"patch: {options.patch} does not divide size {options.size}.")
+        if options.stem == "vit" and setting == "supervised" and not problems:
+            problems += _vit_problems(options, width)
         return problems
 
     def decode(self, data: bytes, suffix: str, u: np.ndarray | None = None) -> Tensor:
@@ -219,9 +241,22 @@ class Image(Modality):
         return torch.stack(list(items)), None
 
     def stem(self, width: int, *, supervised: bool) -> nn.Module:
-        if not supervised:
-            return _Patches(self.options, width)
+        if not supervised or self.options.stem == "patches":
+            return _Patches(self.options, width, class_token=self.class_token)
         return (_ViT if self.options.stem == "vit" else _Conv)(self.options, width)
+
+    @property
+    def class_token(self) -> bool:
+        return self.options.class_token
+
+    def most_positions(self, *, supervised: bool) -> int:
+        options = self.options
+        if supervised and options.stem != "patches":
+            if options.pool:
+                return 1
+            if options.stem != "vit":
+                return math.ceil(options.size / 8) ** 2
+        return (options.size // options.patch) ** 2 + options.class_token
 
     def decoder(self, width: int) -> nn.Module:
         return nn.Linear(width, 3 * self.options.patch**2)
@@ -233,18 +268,15 @@ class Image(Modality):
         return F.unfold(normalise(x), patch, stride=patch).transpose(1, 2)
 
 
-def _vit_problems(options: Options, width: int, *, supervised: bool) -> list[str]:
+def _vit_problems(options: Options, width: int) -> list[str]:
     problems = []
-    if options.size % options.patch:
-        problems.append(f"patch: {options.patch} does not divide size {options.size}.")
-    if supervised:
-        if options.layers and width % options.heads:
-            problems.append(f"heads: {options.heads} does not divide model.width {width}.")
-        if options.pool and not options.layers:
-            problems.append(
-                "layers: 0 leaves the class token blind to the image: set pool: false, or "
-                "layers: 1 or more."
-            )
+    if options.layers and width % options.heads:
+        problems.append(f"heads: {options.heads} does not divide model.width {width}.")
+    if options.pool and not options.layers:
+        problems.append(
+            "layers: 0 leaves the class token blind to the image: set pool: false, or "
+            "layers: 1 or more."
+        )
     return problems
 
 

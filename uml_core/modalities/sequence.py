@@ -68,6 +68,11 @@ class ConvStem(nn.Module):
         return x, mask
 
 
+def conv_positions(length: int, *, pool: bool) -> int:
+    """Tokens that `ConvStem` makes of a series."""
+    return 1 if pool else -(-length // 8)
+
+
 class FrameStem(nn.Module):
     """One linear token per step (paper section B.4.1: linear to the model's width)."""
 
@@ -76,6 +81,7 @@ class FrameStem(nn.Module):
         self.linear = nn.Linear(dim, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """x (B, T, D), mask (B, T) -> tokens (B, T, W) and the same mask."""
         return self.linear(x), mask
 
 
@@ -85,6 +91,7 @@ class Sequence(Modality):
     kind = "sequence"
     suffixes = ("npy", "npz")
     Options = Options
+    shorten = "max_length"
 
     @classmethod
     def check(cls, options: Any, *, setting: str, width: int, heads: int) -> list[str]:
@@ -133,6 +140,11 @@ class Sequence(Modality):
         if self.options.stem == "conv1d":
             return ConvStem(self._dim(), width, pool=self.options.pool)
         return FrameStem(self._dim(), width)
+
+    def most_positions(self, *, supervised: bool) -> int:
+        if self.options.stem == "conv1d":
+            return conv_positions(self.options.max_length, pool=self.options.pool)
+        return self.options.max_length
 
     def decoder(self, width: int) -> nn.Module:
         return nn.Linear(width, self._dim())

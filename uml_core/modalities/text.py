@@ -64,6 +64,7 @@ class Text(Modality):
     kind = "text"
     suffixes = ("txt",)
     Options = Options
+    shorten = "max_tokens"
     loss = "cross_entropy"
 
     @classmethod
@@ -96,8 +97,13 @@ class Text(Modality):
         return pad_stack(items)
 
     def stem(self, width: int, *, supervised: bool) -> nn.Module:
-        stem = _Bag if supervised and self.options.stem != "tokens" else _Tokens
-        return stem(self.options.vocab, width)
+        return (_Bag if self._bags(supervised) else _Tokens)(self.options.vocab, width)
+
+    def most_positions(self, *, supervised: bool) -> int:
+        return 1 if self._bags(supervised) else self.options.max_tokens
+
+    def _bags(self, supervised: bool) -> bool:
+        return supervised and self.options.stem != "tokens"
 
     def decoder(self, width: int) -> nn.Module:
         return nn.Linear(width, self.options.vocab)

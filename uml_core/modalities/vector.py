@@ -74,6 +74,9 @@ class Vector(Modality):
             return _Stem(nn.Identity())
         return _Stem(nn.Linear(dim, width, bias=False))
 
+    def most_positions(self, *, supervised: bool) -> int:
+        return 1
+
     def decoder(self, width: int) -> nn.Module:
         return nn.Linear(width, self._dim())
 

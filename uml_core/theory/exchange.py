@@ -109,8 +109,8 @@ def reconstruction_error(information: Array, target: Array) -> Array:
 def best_budget(per_x: Information, per_y: Information, target: Array, total: int) -> Budget:
     """Split ``total`` samples into n_x + n_y so that X is rebuilt best; all splits are tried.
 
-    ``per_x``, ``per_y``: information of one average sample; ``target`` as in
-    `reconstruction_error`. Private parameters count as unknown, so theta_x needs X samples.
+    ``per_x``, ``per_y``: information of one average sample; ``target`` (d_c + d_x, d_c + d_x) as
+    in `reconstruction_error`. Private parameters count as unknown, so theta_x needs X samples.
     """
     n_y = np.arange(total + 1)
     information = joint_information(per_x.scaled(total - n_y), per_y.scaled(n_y))

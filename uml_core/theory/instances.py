@@ -97,10 +97,10 @@ def quadratic(matrix: Array, v: Array) -> Array:
 
 
 def lowest(*margins: Array) -> float:
-    """Smallest value over all arrays."""
+    """Smallest value over all arrays, of any shape."""
     return float(min(np.min(m) for m in margins))
 
 
 def highest(*errors: Array) -> float:
-    """Largest value over all arrays."""
+    """Largest value over all arrays, of any shape."""
     return float(max(np.max(e) for e in errors))

@@ -17,5 +17,5 @@ def stream(seed: int, *path: int) -> np.random.Generator:
 def uniform(
     rng: np.random.Generator, low: float, high: float, shape: int | tuple[int, ...]
 ) -> Floats:
-    """32-bit uniforms between low and high."""
+    """32-bit uniforms of the given shape between low and high."""
     return np.float32(low) + np.float32(high - low) * rng.random(shape, dtype=np.float32)

@@ -196,7 +196,10 @@ def test_the_class_token_depends_on_every_patch():
 
 
 def test_problems_are_sentences_that_say_what_to_do():
-    assert "stem: vit" in check("self_supervised", stem="conv")[0]
+    assert "stem: patches" in check("self_supervised", stem="conv")[0]
+    assert "class_token" in check("self_supervised", stem="patches", class_token=True)[0]
+    assert "class_token" in check("supervised", stem="vit", class_token=True)[0]
+    assert "divide size" in check("supervised", stem="patches", size=15)[0]
     assert "does not divide size 30" in check("self_supervised", size=30)[0]
     assert check(size=30) == []
     assert "does not divide size 30" in check(stem="vit", size=30)[0]

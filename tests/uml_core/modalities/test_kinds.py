@@ -71,6 +71,8 @@ CASES = [
     ("image", {"size": 16, "augment": "shift"}, "supervised"),
     ("image", {"size": 16, "stem": "vit", "augment": "flip"}, "both"),
     ("image", {"size": 16, "stem": "vit", "pool": False, "layers": 1}, "supervised"),
+    ("image", {"size": 16, "stem": "patches"}, "both"),
+    ("image", {"size": 16, "stem": "patches", "class_token": True}, "supervised"),
     ("text", {}, "both"),
     ("text", {"stem": "tokens", "unit": "char_ngram"}, "both"),
     ("audio", {"sample_rate": 8000}, "both"),
@@ -154,6 +156,19 @@ def test_tokens_have_the_width_and_training_reaches_every_weight(kind, options, 
     assert unused == []  # data-parallel training waits for every weight
     assert all(torch.equal(before[name], buffer) for name, buffer in stem.named_buffers())
     assert not any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) for m in stem.modules())
+
+
+@pytest.mark.parametrize(("kind", "options", "setting"), EVERY)
+def test_no_sample_makes_more_tokens_than_its_options_say(kind, options, setting):
+    bounds = {"text": {"max_tokens": 5}, "sequence": {"max_length": 13, "truncate": True}}
+    bounds["audio"] = {"seconds": 0.1137}
+    modality = build(kind, {**options, **bounds.get(kind, {})})
+    supervised = setting == "supervised"
+    x, mask = modality.collate(items(modality, 24))
+    tokens, _ = modality.stem(WIDTH, supervised=supervised)(x, mask)
+    most = modality.most_positions(supervised=supervised)
+    # Resampled audio may be a spectrum shorter than the bound.
+    assert most - (kind == "audio") <= tokens.shape[1] <= most
 
 
 @pytest.mark.parametrize(

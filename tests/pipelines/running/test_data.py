@@ -1,0 +1,182 @@
+"""A recipe's data before anything runs: rounds, epochs, averages, what a person is told."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.running.data import make_round, open_data, resolved
+from pipelines.running.dry_run import describe
+from pipelines.running.feed import load_batches
+from pipelines.streams.plan import Plan
+from pipelines.streams.reader import iter_plan
+from pipelines.streams.shards import Sample, read_rows, write_classes, write_shards
+from uml_core.errors import UserError
+from uml_core.recipe import from_dict
+from uml_core.schedule import Warmup
+
+NAMES = ("ash", "birch", "cedar", "fir")
+
+
+def npy(array) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.asarray(array, dtype=np.float32))
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory) -> Path:
+    """Features of four classes: every class has images, the last one has no text."""
+    folder = tmp_path_factory.mktemp("vectors")
+    rng = np.random.default_rng(0)
+    for name, labels in (
+        ("image-train", np.arange(40) % 4),
+        ("image-test", np.arange(20) % 4),
+        ("text-train", np.repeat([0, 1, 2, -1], [7, 5, 2, 3])),
+    ):
+        samples = [
+            Sample(f"{i:03d}", "npy", npy(rng.normal(size=3)), None if k < 0 else int(k))
+            for i, k in enumerate(labels)
+        ]
+        write_shards(samples, str(folder), name, "vector", per_shard=9)
+    write_classes(str(folder), NAMES)
+    return folder
+
+
+def recipe(folder, *, text=None, **changes):
+    raw = {
+        "name": "r",
+        "target": "image",
+        "shots": 4,
+        "data_root": str(folder),
+        "modalities": {
+            "image": {"kind": "vector", "train": "image-train-*", "test": "image-test-*"},
+            "text": {"kind": "vector", "train": "text-train-*", **(text or {})},
+        },
+        "model": {"width": 8, "heads": 2},
+        "train": {"batch_size": 6, "steps": 50, **changes.pop("train", {})},
+        "seeds": [0, 1],
+    }
+    return from_dict({**raw, **changes})
+
+
+# -------------------------------------------------------------------------------- epochs
+
+
+@pytest.mark.parametrize(
+    ("changes", "modality", "samples"),
+    [
+        ({}, "image", 16),  # 4 classes x 4 shots
+        ({}, "text", 17),
+        ({"text": {"shots": "average"}}, "text", 3),
+        ({"text": {"shots": 2}}, "text", 6),
+        ({"setting": "self_supervised"}, "image", 40 - 16),  # all rows outside validation
+    ],
+)
+def test_epochs_of_a_warm_up_are_counted_in_what_the_modality_streams(
+    vectors, changes, modality, samples
+):
+    r = recipe(vectors, train={"warmup": {"modality": modality, "epochs": 4}}, **changes)
+    data = open_data(r)
+    found = resolved(r, data)
+    steps = -(-4 * samples // 6)
+    assert found.schedule().warmup == Warmup(modality, steps)
+    assert from_dict(found.to_dict()) == found and resolved(found, data) == found
+    said = describe(found, data)
+    passes = f"({steps * 6 / samples:.2f} passes over its {samples} samples)"
+    when = "of" if modality == "image" else "before"
+    assert f"{steps} steps on {modality} alone {passes}, {when} the 50 target batches" in said
+
+
+def test_a_warm_up_in_steps_is_counted_in_passes(vectors):
+    r = recipe(vectors, train={"warmup": {"modality": "text", "steps": 17}})
+    said = describe(resolved(r, open_data(r)), open_data(r))
+    assert "17 steps on text alone (6.00 passes over its 17 samples)" in said
+    assert "steps       67 per fit" in said
+
+
+def test_a_warm_up_of_no_epoch_is_none(vectors):
+    r = recipe(vectors, train={"warmup": {"modality": "text", "epochs": 0}})
+    found = resolved(r, open_data(r))
+    assert found.train.warmup is None and found.schedule().total == 50
+
+
+def test_an_epoch_that_differs_between_the_shots_is_not_guessed(vectors):
+    warm = {"train": {"warmup": {"modality": "image", "epochs": 2}}}
+    r = recipe(vectors, shots=[2, 4], **warm)
+    with pytest.raises(UserError, match=r"differs between the numbers of shots.*steps"):
+        resolved(r, open_data(r))
+    r = recipe(vectors, shots=[2, 4], train={"warmup": {"modality": "text", "epochs": 2}})
+    assert resolved(r, open_data(r)).train.warmup.steps == 6
+
+
+def test_a_warm_up_in_epochs_may_be_longer_than_the_run(vectors):
+    r = recipe(vectors, train={"warmup": {"modality": "image", "epochs": 100}})
+    with pytest.raises(UserError, match=r"train\.warmup: 267 of 50 steps on image alone"):
+        resolved(r, open_data(r))
+
+
+# -------------------------------------------------------------------------------- averages
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+def test_an_averaged_modality_streams_the_mean_of_each_class(vectors, tmp_path, normalise):
+    r = recipe(vectors, text={"shots": "average", "normalise": normalise})
+    data = open_data(r)
+    means = make_round(r, data, 0, 4, tmp_path).train["text"]
+    source = data.train["text"]
+    rows = np.stack([np.load(io.BytesIO(b)) for b in read_rows(source, range(len(source)))])
+    if normalise:
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    assert means.labels.tolist() == [0, 1, 2]
+    stored = [np.load(io.BytesIO(b)) for b in read_rows(means, range(3))]
+    for k, mean in enumerate(stored):
+        np.testing.assert_allclose(mean, rows[source.labels == k].mean(0), rtol=1e-5)
+    assert make_round(r, data, 1, 4, tmp_path).train["text"] is means  # once for all seeds
+    assert len(make_round(r, data, 0, 4).train["text"]) == 3  # what a dry run counts
+    [batch] = load_batches(means, data.modalities["text"])
+    if normalise:
+        np.testing.assert_allclose(batch.x.norm(dim=1), np.ones(3), rtol=1e-5)
+
+
+def test_fewer_means_than_a_batch_holds_make_whole_batches(vectors, tmp_path):
+    """The reference drops the last, short batch and ends without any (fault 8)."""
+    r = recipe(vectors, text={"shots": "average"})
+    data = open_data(r)
+    means = make_round(r, data, 0, 4, tmp_path).train["text"]
+    batches = list(iter_plan(means, Plan(3, 6, 0, "text"), data.modalities["text"], count=4))
+    assert [len(item.batch) for item in batches] == [6] * 4
+    for item in batches:
+        assert np.bincount(item.batch.y).tolist() == [2, 2, 2]
+
+
+def test_an_average_needs_labels(vectors, tmp_path):
+    folder = tmp_path / "unlabelled"
+    write_shards([Sample("a", "npy", npy([1, 2]))], str(folder), "text-train", "vector")
+    r = recipe(
+        vectors,
+        setting="self_supervised",
+        text={"shots": "average", "train": str(folder / "text-train-*.tar")},
+    )
+    with pytest.raises(UserError, match="average needs labels"):
+        make_round(r, open_data(r), 0, 4, tmp_path)
+
+
+# ------------------------------------------------------------------------ absent classes
+
+
+def test_classes_that_an_auxiliary_lacks_are_told_and_left_out(vectors, tmp_path):
+    data = open_data(recipe(vectors))
+    assert data.warnings == (
+        "text has no sample of 1 of 4 classes (fir); a head that starts at its class means "
+        "keeps random rows for them",
+    )
+    assert data.guards["warnings"] == list(data.warnings)
+    assert open_data(recipe(vectors, setting="self_supervised")).warnings == ()
+    few = make_round(recipe(vectors, text={"shots": 2}), data, 0, 4).train["text"]
+    assert np.bincount(few.labels).tolist() == [2, 2, 2]
+    with pytest.raises(UserError, match="class 'cedar' has 2 samples but 3"):
+        make_round(recipe(vectors, text={"shots": 3}), data, 0, 4)
