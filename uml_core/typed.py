@@ -114,7 +114,7 @@ def _type_problems(place: str, error: ValidationError, hint: Any) -> list[str]:
     ]
 
 
-_BRANCH = re.compile(r"int|float|str|bool|none|(list|dict|tuple)\[.*")
+_BRANCH = re.compile(r"int|float|str|bool|none|(list|dict|tuple|literal)\[.*")
 
 
 def _short(value: Any) -> str:
