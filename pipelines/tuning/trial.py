@@ -145,8 +145,10 @@ class TrialRun:
         metrics: dict[str, Any] = {
             "val_accuracy": sum(scores) / len(scores),
             "val_accuracies": scores,
-            "spent": 100 if done else max(1, int(100 * share)),
+            "spent": 100 if done else min(99, int(100 * share)),
+            "validation": 1 + self._milestones().index(self.step) if self.step else 0,
             "step": self.step,
+            "batches": self._batches(),
             "seconds": self.seconds + time.monotonic() - self.began,
             "diverged": [fit.diverged_at is not None for fit in fits],
         }
@@ -158,6 +160,12 @@ class TrialRun:
             metrics["best_steps"] = [fit.best_step for fit in fits]
             metrics["histories"] = [fit.history for fit in fits]
         return metrics
+
+    def _batches(self) -> dict[str, float]:
+        """Batches of each modality that one seed has taken, mean over seeds."""
+        taken = [seed.schedule.consumed(self.step) for seed in self.seeds]
+        names = self.seeds[0].fit.modalities
+        return {name: sum(t[name] for t in taken) / len(taken) for name in names}
 
     def _state(self) -> dict[str, Any]:
         """Everything a resumed trial needs; loads with torch.load(weights_only=True)."""
