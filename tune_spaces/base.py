@@ -19,6 +19,7 @@ import importlib.util
 import itertools
 import math
 import pkgutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,14 +142,13 @@ class Space:
     def sample(self, context: Context, count: int, seed: int) -> list[Point]:
         """`count` random points, the same for the same seed; fewer where there are not so many.
 
-        Without a knob that has a span, distinct points of the grid are drawn.
+        Without a knob that has a span, distinct points of the grid are drawn, so that every value
+        of every knob comes about equally often.
         """
         rng = np.random.default_rng([seed, 0x5BACE])
         knobs = self.knobs(context)
         if all(k.span is None for k in knobs):
-            points = self.grid(context)
-            kept = np.sort(rng.permutation(len(points))[:count])
-            return [points[i] for i in kept]
+            return _spread(self.grid(context), count, rng)
         rows = ({k.name: k.draw(rng) for k in knobs} for _ in range(count))
         return _distinct(self.point(row, context) for row in rows)
 
@@ -212,6 +212,19 @@ def _auxiliary(key: str, context: Context) -> bool:
     return key == "train.warmup" or any(
         key.startswith(f"modalities.{name}.") for name in context.auxiliaries
     )
+
+
+def _spread(points: Sequence[Point], count: int, rng: np.random.Generator) -> list[Point]:
+    """`count` points, each with the knob values that were used least so far; ties at random."""
+    left = [points[i] for i in rng.permutation(len(points))]
+    used: Counter[tuple[str, Any]] = Counter()
+    kept: list[Point] = []
+    while left and len(kept) < count:
+        best = min(left, key=lambda point: sum(used[item] for item in point.values.items()))
+        left.remove(best)
+        used.update(best.values.items())
+        kept.append(best)
+    return [point for point in points if point in kept]
 
 
 def _distinct(points: Any) -> list[Point]:

@@ -11,14 +11,14 @@ from typing import Any
 
 from tune_spaces.base import Context, Knob, Space, Values
 
-SUPERVISED = {
+SUPERVISED: dict[str, tuple[Any, ...]] = {
     "learning rate": (1e-3, 1e-4),
     "weight decay": (0.0, 0.01, 0.001),
     "batch size": (8, 32),
     "logit scale": ("fixed", "learned"),
 }
 ALPHAS = (0.2, 0.5, 0.7, 1.0, 1.5)
-SELF_SUPERVISED = {
+SELF_SUPERVISED: dict[str, tuple[Any, ...]] = {
     "learning rate": (1e-2, 1e-3, 1e-4),
     "width": (10, 40, 150, 300),
 }

@@ -19,13 +19,15 @@ of modality m on its last training batches, both on the shared weights:
     share   = (1 - floor) softmax(score, 0) + floor / (M + 1)
 
 g_t is the target's gradient on training batches; the zero in the softmax stands for "the target
-alone", whose share takes no batch. The ratio of m until the next validation is share_m, scaled so
-that equal shares spend `mean` batches per target batch in all.
+alone", whose share takes no batch. The ratio of m until the next validation is share_m over the
+price of its batches, scaled so that equal shares spend `mean` batches per target batch in all.
 
-Cost. A run never takes more than `mean` batches per target batch over its whole length: what is
-taken early is missing later, and no validation may plan more than twice the even pace of what is
-left. So a run with a fixed ratio `mean` is its equal-cost counterpart, and streams know the most
-they can be asked for. The gradients cost some passes per validation (`probe_batches`).
+Cost. A run never spends more than `mean` batches per target batch over its whole length: what is
+spent early is missing later, and no validation may plan more than `HURRY` times the even pace of
+what is left. So a run with a fixed ratio `mean` is its equal-cost counterpart (with prices in
+FLOPs, where batches differ), and streams know the most they can be asked for. No modality gets
+more than `most` batches per target batch at any time, however cheap it is. The gradients cost some
+passes per validation (`PROBE_BATCHES`).
 
 Every decision is a pure function of weights and batches: the same on all ranks (gradients are
 summed over them), the same for the same seed, and part of the checkpoint as plain numbers.
@@ -49,6 +51,7 @@ from uml_core.specs import Recipe
 
 Numbered = tuple[int, Batch]
 Next = Callable[[str], Numbered]
+HURRY = 1.5
 PROBE_BATCHES = 4  # batches per modality behind each gradient; more cost more and tell more
 
 
@@ -64,8 +67,10 @@ class Adaptive:
     schedule: Schedule
     names: list[str]
     mean: float
+    price: dict[str, float]
     rate: float
     floor: float
+    most_at_once: float
     validate_every: int
     ratios: dict[str, Ratio] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
@@ -81,7 +86,8 @@ class Adaptive:
             return None
         spec, plain = recipe.train.adaptive, recipe.schedule()
         every = recipe.train.validate_every
-        made = cls(plain, names, spec.mean, spec.rate, spec.floor, every)
+        price = {name: spec.price.get(name, 1.0) for name in names}
+        made = cls(plain, names, spec.mean, price, spec.rate, spec.floor, spec.most, every)
         made.ratios = dict(plain.ratios)
         made.scores = dict.fromkeys(names, 0.0)
         made.schedule = replace(plain, ratios=made.ratios)  # grows as `ratios` does
@@ -91,8 +97,8 @@ class Adaptive:
         """Batches of every modality that the run can ask for at most."""
         taken = self.schedule.consumed(self.schedule.total)
         # One batch of rounding per adaptive modality beside the budget that all of them share.
-        most = math.ceil(self.mean * self.schedule.steps) + 1
-        return taken | dict.fromkeys(self.names, most)
+        budget = self.mean * self.schedule.steps
+        return taken | {name: math.ceil(budget / self.price[name]) + 1 for name in self.names}
 
     # ------------------------------------------------------------------------ in a run
 
@@ -180,16 +186,19 @@ class Adaptive:
         shares = self.shares()
         scale = self.mean * (len(self.names) + 1) / len(self.names)
         left = self.schedule.steps - at
-        spent = sum(self._spent(name, at) for name in self.names)
+        spent = sum(self.price[name] * self._taken(name, at) for name in self.names)
         even = max(0.0, self.mean * self.schedule.steps - spent) / max(1, left)
         stretch = min(self.validate_every, max(1, left))
-        most = min(2 * even, even * left / stretch)  # the last stretch may take all that is left
+        most = min(HURRY * even, even * left / stretch)  # a last stretch may take all that is left
         wanted = {name: scale * share for name, share in shares.items()}
         total = sum(wanted.values())
         cut = min(1.0, most / total) if total > 0 else 0.0
-        return {name: value * cut for name, value in wanted.items()}
+        return {
+            name: min(self.most_at_once, value * cut / self.price[name])
+            for name, value in wanted.items()
+        }
 
-    def _spent(self, name: str, at: int) -> float:
+    def _taken(self, name: str, at: int) -> float:
         pieces = self._pieces(name)
         ends = [start for start, _ in pieces[1:]] + [at]
         return sum(r * (end - start) for (start, r), end in zip(pieces, ends, strict=True))

@@ -47,7 +47,13 @@ _LEAST = {
     "world.train": 1,
     "world.test": 1,
 }
-_ABOVE_ZERO = ("train.lr", "train.clip", "train.adaptive.mean", "probe.label_fraction")
+_ABOVE_ZERO = (
+    "train.lr",
+    "train.clip",
+    "train.adaptive.mean",
+    "train.adaptive.most",
+    "probe.label_fraction",
+)
 _SHARES = (
     "model.dropout",
     "train.label_smoothing",
@@ -121,6 +127,11 @@ def _check_model(recipe: Recipe, names: Collection[str], problems: list[str]) ->
         problems.append(f"model.width: {model.width} is not divisible by {model.heads} heads")
     if model.dropout == 1:
         problems.append("model.dropout: must be below 1")
+    for name, price in recipe.train.adaptive.price.items():
+        if name not in names:
+            problems.append(f"train.adaptive.price: no modality '{name}'{near(name, names)}")
+        if price <= 0:
+            problems.append(f"train.adaptive.price.{name}: must be above 0 (got {price})")
     if recipe.train.adaptive.floor == 1:
         problems.append("train.adaptive.floor: must be below 1, or there is nothing to learn")
     if model.trunk == "none" and recipe.setting == "self_supervised":

@@ -19,8 +19,7 @@ from uml_core.schedule import Ratio, Schedule, Warmup
 TUNABLE = ("lr", "weight_decay", "weight")
 ARMS = ("unimodal", "unimodal_direct", "uml", "uml_init", "uml_permuted")
 
-Search = Literal["asha", "grid", "random", "optuna"]
-Search = Literal["asha", "grid", "random", "optuna"]
+Searcher = Literal["asha", "grid", "random", "optuna"]
 RatioField = float | list[tuple[int, float]] | Literal["adaptive"]
 
 
@@ -74,6 +73,8 @@ class AdaptiveSpec:
     """How `ratio: adaptive` learns the mix during a run (uml_core/adaptive.py)."""
 
     mean: float = 1.0  # batches per target batch over the run, all adaptive modalities together
+    price: dict[str, float] = field(default_factory=dict)  # batches that one counts as; default 1
+    most: float = 4.0  # batches of one modality per target batch at any time
     rate: float = 1.0  # how fast the mix follows what the gradients say
     floor: float = 0.1  # share of the mix that no modality loses, so that it can come back
 
@@ -127,7 +128,7 @@ class CompareSpec:
 class SweepSpec:
     """How `uml sweep` searches a space of tune_spaces, and what makes its trials comparable."""
 
-    search: Search = "asha"  # asha stops poor trials early; grid, random: to the end; optuna
+    search: Searcher = "asha"  # asha stops poor trials early; grid, random: to the end; optuna
     trials: int = 24  # configurations beside the baselines, at most (grid: all)
     budget: Literal["target_samples", "flops"] = "target_samples"  # what every trial gets alike
     confirm: int = 5  # fresh seeds of the confirmation at the end; 0 = none
@@ -190,12 +191,14 @@ class Recipe:
     def schedule(self) -> Schedule:
         """The step schedule of this recipe; adaptive modalities at the ratios they start from."""
         warmup = self.train.warmup
-        start = self.train.adaptive.mean / max(1, len(self.adaptive))
+        even, price = self.train.adaptive.mean, self.train.adaptive.price
+        shared, most = even / max(1, len(self.adaptive)), self.train.adaptive.most
+        start = {n: min(most, shared / price.get(n, 1.0)) for n in self.adaptive}
         ratios = {n: self.modalities[n].ratio for n in self.auxiliaries}
         return Schedule(
             target=self.target,
             ratios={
-                n: ((0, start),) if r == "adaptive" else as_ratio(r) for n, r in ratios.items()
+                n: ((0, start[n]),) if r == "adaptive" else as_ratio(r) for n, r in ratios.items()
             },
             steps=self.train.steps,
             warmup=Warmup(warmup.modality, warmup.steps) if warmup else None,

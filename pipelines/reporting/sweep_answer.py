@@ -88,8 +88,8 @@ def _more(sweep: Sweep) -> list[str]:
     equal, finished = len(sweep["equals"]), sweep["finished"] - 1
     if finished > 0:
         more.append(
-            f"{equal} of the {finished} other configurations trained to their end cannot be told "
-            "from it on validation."
+            f"Of {finished} other configurations trained to their end {equal} cannot be told from "
+            "it on validation."
         )
     if sweep.get("exchange"):
         more.append(sweep["exchange"]["sentence"])
@@ -104,7 +104,7 @@ def adaptive(sweep: Sweep) -> str | None:
     against = Gain.from_json(found["gain_over_best"])
     measured = f"{points(against)} against the best fixed mix"
     spent = found["flops"] / sweep["confirmation"]["arms"]["uml"]["flops"]
-    at = f"at {spent:.2f} times its FLOPs and no more batches in all"
+    at = f"at {spent:.2f} times its FLOPs"
     if against.above_zero:
         return f"The mix learned during the run does better: {measured}, {at}."
     if against.ci95 is not None and against.ci95[1] < 0:
@@ -123,10 +123,18 @@ def knob_rows(sweep: Sweep) -> list[tuple[str, str, str]]:
     return rows
 
 
+def knobs(sweep: Sweep) -> str:
+    """The names of the knobs, in the order in which `values` writes their values."""
+    names = dict.fromkeys(name for trial in sweep["trials"] for name in trial["values"])
+    return ", ".join(names)
+
+
 def values(entry: Mapping[str, Any]) -> str:
-    """A trial's knob values in words."""
-    parts = [f"{name} {_short(v)}" for name, v in entry["values"].items()]
-    return ", ".join(parts) or "no other data"
+    """A trial's knob values; a baseline says that it has no other data."""
+    parts = [_short(value) for value in entry["values"].values()]
+    if entry["kind"] == "baseline":
+        parts.append("no other data")
+    return ", ".join(parts)
 
 
 def score(entry: Mapping[str, Any]) -> str:

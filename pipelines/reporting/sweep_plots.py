@@ -30,9 +30,11 @@ def frontier_charts(sweep: sweep_answer.Sweep) -> list[str]:
     return [plots.inline(_against_knob, sweep), plots.inline(_against_cost, sweep)]
 
 
-def mix_chart(sweep: sweep_answer.Sweep) -> str:
-    """Inline SVG: the ratios that the adaptive run learned, mean over seeds, against steps."""
-    return plots.inline(_learned, sweep["confirmation"]["adaptive"]["mix"])
+def mix_charts(sweep: sweep_answer.Sweep) -> list[str]:
+    """Inline SVG: the ratios that the adaptive run learned and the gains it saw, against steps."""
+    mixes = sweep["confirmation"]["adaptive"]["mix"]
+    titles = {"ratio": "Learned batches per target batch", "gain": "Predicted gain"}
+    return [plots.inline(_learned, mixes, what, title) for what, title in titles.items()]
 
 
 def axis_knob(sweep: sweep_answer.Sweep) -> str | None:
@@ -102,16 +104,14 @@ def _points(
     ax: Axes, x: Sequence[float], trials: Sequence[Mapping[str, Any]], number: int, label: str
 ) -> None:
     shade, mark = COLOURS[_SERIES[number % 5]], _MARKS[number % 5]
-    first = True
     for at, trial in zip(x, trials, strict=True):
         found = Gain.from_json(trial["score"])
         whole = trial["status"] == "finished"
         if whole and found.ci95 is not None:
             ax.plot([at, at], found.ci95, color=shade, lw=4, alpha=0.25, solid_capstyle="butt")
         face = shade if whole else COLOURS["paper"]
-        named = {"label": label} if first else {}
-        ax.plot([at], [found.mean], mark, ms=6, mfc=face, mec=shade, ls="", **named)
-        first = False
+        ax.plot([at], [found.mean], mark, ms=6, mfc=face, mec=shade, ls="")
+    ax.plot([], [], mark, ms=6, mfc=shade, mec=shade, ls="", label=label)
 
 
 def _baseline(ax: Axes, sweep: sweep_answer.Sweep) -> None:
@@ -131,15 +131,14 @@ def _finish(ax: Axes, title: str) -> None:
     ax.legend(frameon=False, fontsize=8, loc="best")
 
 
-def _learned(ax: Axes, mixes: Sequence[Sequence[Mapping[str, Any]]]) -> None:
-    names = list(mixes[0][0]["ratio"]) if mixes and mixes[0] else []
-    for number, name in enumerate(names):
-        steps = [entry["step"] for entry in mixes[0]]
-        values = np.array([[entry["ratio"][name] for entry in seed] for seed in mixes])
+def _learned(ax: Axes, mixes: Sequence[Sequence[Mapping[str, Any]]], what: str, title: str) -> None:
+    common = min(len(seed) for seed in mixes)  # a seed may have stopped early
+    for number, name in enumerate(mixes[0][0][what]):
+        steps = [entry["step"] for entry in mixes[0][:common]]
+        values = np.array([[entry[what][name] for entry in seed[:common]] for seed in mixes])
         shade = COLOURS[_SERIES[number % 5]]
-        ax.fill_between(
-            steps, values.min(0), values.max(0), color=shade, alpha=0.13, lw=0, step="post"
-        )
+        low, high = values.min(0), values.max(0)
+        ax.fill_between(steps, low, high, color=shade, alpha=0.13, lw=0, step="post")
         ax.step(steps, values.mean(0), color=shade, lw=1.8, where="post", label=name)
     ax.set_xlabel("steps")
-    _finish(ax, "Learned batches per target batch")
+    _finish(ax, title)

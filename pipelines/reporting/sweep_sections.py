@@ -56,9 +56,13 @@ def adaptive(sweep: sweep_answer.Sweep) -> Section:
     """The mix learned during the run against the best fixed one, on the confirmation's seeds."""
     html = fill("note", text=sweep["adaptive_sentence"])
     mixes = sweep["confirmation"]["adaptive"]["mix"]
-    if mixes and mixes[0]:
-        chart = [Markup(sweep_plots.mix_chart(sweep))]
-        note = "Lines are means over seeds, bands go from the lowest to the highest seed."
+    if mixes and all(mixes):
+        chart = [Markup(chart) for chart in sweep_plots.mix_charts(sweep)]
+        note = (
+            "Lines are means over seeds, bands go from the lowest to the highest seed. The gain is "
+            "the cosine of a modality's gradient with that of the validation loss, weighted by its "
+            "size (uml_core/adaptive.py)."
+        )
         html += fill("charts", charts=chart, arms=[], note=note)
     return Section("A mix learned during the run", html)
 
@@ -66,8 +70,10 @@ def adaptive(sweep: sweep_answer.Sweep) -> Section:
 def trials(sweep: sweep_answer.Sweep) -> Section:
     """Every trial with what it cost."""
     ordered = sorted(sweep["trials"], key=lambda t: -(t["score"] or {"mean": -1.0})["mean"])
-    columns = ["trial", "configuration", "validation, %", "state", "samples", "GFLOPs", "time"]
-    html = fill("table", caption="", columns=columns, rows=[_row(t, sweep) for t in ordered])
+    target = sweep["target"]
+    columns = ["trial", "knobs", "validation, %", "state", f"{target} samples", "GFLOPs", "time"]
+    caption = f"Knobs: {sweep_answer.knobs(sweep)}. Cost and time are those of one seed and of all."
+    html = fill("table", caption=caption, columns=columns, rows=[_row(t, sweep) for t in ordered])
     failed = [t for t in sweep["trials"] if t["status"] == "failed"]
     for trial in failed:
         html += fill("note", text=f"{trial['key']} failed: {trial['error']}")
@@ -78,9 +84,9 @@ def _row(trial: Mapping[str, Any], sweep: sweep_answer.Sweep) -> list[str]:
     state = trial["status"]
     if state == "stopped":
         state = f"stopped at {trial['spent']} %"
-    mark = {sweep["best"]["key"]: " (best)", sweep["baseline"]: " (baseline)"}
+    best = trial["key"] in (sweep["best"]["key"], sweep["baseline"])
     return [
-        trial["key"] + mark.get(trial["key"], ""),
+        f"{trial['key']}{' (best)' if best else ''}",
         sweep_answer.values(trial),
         sweep_answer.score(trial),
         state,

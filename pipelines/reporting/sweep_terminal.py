@@ -20,7 +20,7 @@ def print_sweep(sweep: sweep_answer.Sweep, stream: TextIO | None = None) -> None
     out.print()
     out.print(Text(sweep_answer.question(sweep), style="bold"))
     out.print()
-    out.print(table(["configuration", "validation %", "GFLOPs"], _trial_rows(sweep)))
+    out.print(table([sweep_answer.knobs(sweep), "validation %", "GFLOPs"], _trial_rows(sweep)))
     rows = sweep_answer.knob_rows(sweep)
     if rows:
         out.print()

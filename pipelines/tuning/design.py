@@ -219,13 +219,11 @@ def _key(name: str, number: int, of: int) -> str:
     return name if of == 1 else f"{name}-{number:03d}"
 
 
-def confirmation(
-    made: Design, best: Trial, baseline: Trial, adaptive_mean: float | None
-) -> list[Trial]:
+def confirmation(made: Design, best: Trial, baseline: Trial) -> list[Trial]:
     """What is trained again on fresh seeds: best, its control, the baseline, the adaptive mix.
 
-    adaptive_mean  batches per target batch that the best mix takes in all: what the adaptive run
-                   may spend; None where the best mix changes with the step
+    The adaptive run may spend the FLOPs of the best mix; it is left out where that changes with
+    the step.
     """
     seeds = fresh_seeds(made.recipe)
     point = Point(best.values, best.settings)
@@ -236,18 +234,28 @@ def confirmation(
         price("confirm-control", "uml_permuted", point, seeds=seeds, test=True),
         price("confirm-baseline", "unimodal", alone, seeds=seeds, test=True),
     ]
-    if adaptive_mean is not None:
-        learned = {f"modalities.{n}.ratio": "adaptive" for n in made.data.modalities}
-        learned.pop(f"modalities.{made.recipe.target}.ratio")
-        settings = {**best.settings, **learned, "train.adaptive.mean": adaptive_mean}
+    settings = _adaptive(made, best)
+    if settings is not None:
         adaptive = price("confirm-adaptive", "uml", Point({}, settings), seeds=seeds, test=True)
-        trials.append(replace(adaptive, steps=trials[0].steps))
+        trials.append(replace(adaptive, steps=best.steps, validate_every=best.validate_every))
     return trials
 
 
-def total_ratio(recipe: Recipe) -> float | None:
-    """Auxiliary batches per target batch; None where a ratio changes with the step."""
-    ratios = [recipe.modalities[name].ratio for name in recipe.auxiliaries]
-    if not all(isinstance(r, int | float) for r in ratios):
+def _adaptive(made: Design, best: Trial) -> dict[str, Any] | None:
+    """The best point with a learned mix instead of its own, at the same FLOPs in all."""
+    recipe = best.recipe(made.recipe)
+    ratios = {name: recipe.modalities[name].ratio for name in recipe.active[1:]}
+    if not all(isinstance(r, int | float) for r in ratios.values()):
         return None
-    return float(sum(r for r in ratios if isinstance(r, int | float)))
+    flops = made.pricing.of(recipe)
+    names = [name for name in made.data.modalities if name != recipe.target]
+    unit = max(flops[name] for name in names)
+    price = {name: flops[name] / unit for name in names}
+    spend = sum(r * price[name] for name, r in ratios.items() if isinstance(r, int | float))
+    learned = {f"modalities.{name}.ratio": "adaptive" for name in names}
+    return {
+        **best.settings,
+        **learned,
+        "train.adaptive.mean": spend,
+        "train.adaptive.price": price,
+    }

@@ -15,7 +15,7 @@ from pipelines.reporting import sweep_answer, terminal
 from pipelines.running.cohort import target_path
 from pipelines.tracking import Tracker
 from pipelines.tuning import conclusion
-from pipelines.tuning.design import Design, confirmation, total_ratio
+from pipelines.tuning.design import Design, confirmation
 from pipelines.tuning.held import hold
 from pipelines.tuning.journal import Journal, Record
 from pipelines.tuning.search import Guided, Halving, Queue, concurrency, run_trials
@@ -42,7 +42,7 @@ class Sweep:
         """Searches, confirms and returns the object of sweep.json (without `wall_seconds`)."""
         made, sweep = self.made, self.made.recipe.sweep
         title = f"{made.recipe.name}: {made.count} configurations x {len(made.recipe.seeds)} seeds"
-        with terminal.Progress(title, 100 * made.count, "% of a trial") as progress:
+        with terminal.Progress(title, made.validations * made.count, "validations") as progress:
             asha = sweep.search == "asha" and not made.space.whole
             known = list(self.journal.records.values())
             scheduler = Halving(made.validations, known) if asha else None
@@ -50,9 +50,9 @@ class Sweep:
         records = [r for r in self.journal.records.values() if not r.trial.test]
         best, baseline = conclusion.best_of(records)
         if sweep.confirm:
-            mean = total_ratio(best.trial.recipe(made.recipe))
-            trials = confirmation(made, best.trial, baseline.trial, mean)
-            with terminal.Progress("confirmation", 100 * len(trials), "% of a trial") as progress:
+            trials = confirmation(made, best.trial, baseline.trial)
+            total = made.validations * len(trials)
+            with terminal.Progress("confirmation", total, "validations") as progress:
                 self._run(Queue(self._left(trials)), None, progress)
         found = self._conclude(records, best, baseline)
         self._keep(best)
@@ -83,9 +83,12 @@ class Sweep:
         return sorted(left, key=lambda t: t.key not in records)
 
     def _run(self, queue: Any, scheduler: Any, progress: terminal.Progress) -> None:
+        made = self.made
+
         def note(what: str, record: Record) -> None:
             self._track(what, record)
-            progress.update(sum(_percent(r) for r in mine()))
+            every = made.validations
+            progress.update(sum(every if r.status != "running" else len(r.reports) for r in mine()))
 
         def mine() -> list[Record]:
             test = progress.title == "confirmation"
@@ -197,11 +200,6 @@ class Sweep:
                 self.journal.checkpoint(key, str(place))
         for folder in [*self.out.glob("tune-*"), self.out / "groups"]:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _percent(record: Record) -> int:
-    """How much of a trial needs no more work, in percent."""
-    return 100 if record.ended or record.status == "failed" else int(record.last.get("spent", 0))
 
 
 def _threads(made: Design) -> int:

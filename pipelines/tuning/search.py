@@ -197,12 +197,12 @@ class Halving(ASHAScheduler):
             metric="val_accuracy",
             mode="max",
             max_t=validations + 1,
-            grace_period=max(1, validations // HALVING**2),
+            grace_period=max(1, -(-validations // 4)),  # a quarter of a run tells something
             reduction_factor=HALVING,
         )
         for record in known:  # rungs as they stood before a resume
             if record.trial.arm != "unimodal":
-                name = SimpleNamespace(trial_id=record.trial.key)
+                name: Any = SimpleNamespace(trial_id=record.trial.key)
                 for report in record.reports:
                     self._brackets[0].on_result(name, report["validation"], report["val_accuracy"])
 

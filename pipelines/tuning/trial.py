@@ -24,7 +24,7 @@ from pipelines.running.data import Data, make_round, num_classes
 from pipelines.running.feed import load_batches
 from pipelines.streams.assemble import DecodedCache
 from pipelines.tuning.held import Held, TrialFeed
-from uml_core.adaptive import Adaptive
+from uml_core.adaptive import Adaptive, Next
 from uml_core.arms import build_fit
 from uml_core.errors import RunError
 from uml_core.evaluation import Evaluate, classifier_accuracy, probe_accuracy, probe_test_accuracy
@@ -225,7 +225,8 @@ class SeedRun:
             self.recipe.quarantine_budget,
             Path(shared.out),
         )
-        self.next, self.evaluate = self.feed.next, self._evaluation()
+        self.next: Next = self.feed.next
+        self.evaluate = self._evaluation()
         if self.policy is not None:
             names = {name: cursor[name] for name in self.fit.modalities}
             self.policy.refill(self.feed.next, names)
