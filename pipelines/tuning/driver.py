@@ -47,7 +47,10 @@ class Sweep:
             known = list(self.journal.records.values())
             scheduler = Halving(made.validations, known) if asha else None
             self._run(self._queue(), scheduler, progress)
-        records = [r for r in self.journal.records.values() if not r.trial.test]
+        records = sorted(
+            (r for r in self.journal.records.values() if not r.trial.test),
+            key=lambda r: (r.trial.arm != "unimodal", r.trial.key),
+        )
         best, baseline = conclusion.best_of(records)
         if sweep.confirm:
             trials = confirmation(made, best.trial, baseline.trial)

@@ -34,6 +34,7 @@ METRICS = (
     "validation",
     "step",
     "seconds",
+    "training_seconds",
     "batches",
     "diverged",
     "mix",

@@ -109,6 +109,7 @@ class TrialRun:
         self.world = world or OneProcess()
         self.step = 0 if state is None else int(state["step"])
         self.seconds = 0.0 if state is None else float(state["seconds"])
+        self.training = 0.0  # seconds of this process in steps and validations
         self.seeds = [
             SeedRun(self, seed, shared, caches, device, state and state["seeds"][str(seed)])
             for seed in trial.seeds
@@ -121,8 +122,10 @@ class TrialRun:
             report(self._metrics(done=True), None)
         since = self.step
         for at in milestones:
+            began = time.monotonic()
             for seed in self.seeds:
                 seed.advance(self.step, at)
+            self.training += time.monotonic() - began
             self.step = at
             done = at == milestones[-1] or all(seed.fit.stopped for seed in self.seeds)
             keep = done or at - since >= self.recipe.train.checkpoint_every
@@ -150,6 +153,7 @@ class TrialRun:
             "step": self.step,
             "batches": self._batches(),
             "seconds": self.seconds + time.monotonic() - self.began,
+            "training_seconds": self.training,
             "diverged": [fit.diverged_at is not None for fit in fits],
         }
         policies = [seed.policy.history for seed in self.seeds if seed.policy is not None]

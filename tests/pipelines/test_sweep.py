@@ -32,6 +32,19 @@ seeds: [3, 4]
 """
 
 
+# The first rate learns, the others do not: early stopping has something to stop.
+RATES = """
+from tune_spaces.base import Knob, Space
+
+SPACE = Space(
+    "rates",
+    "Learning rates far apart.",
+    lambda context: [Knob("rate", (1e-2, 1e-7, 2e-7), target=True)],
+    lambda values, context: {"train.lr": values["rate"]},
+)
+"""
+
+
 @pytest.fixture(scope="module")
 def recipe(tiny_data, tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
@@ -271,10 +284,12 @@ def test_trials_of_two_workers_leak_nothing_and_give_what_one_worker_gives(
     """Early stopping ends Ray Train runs while others wait for their place."""
     import ray
 
-    args = ("--space", "modality_ratio", "sweep.confirm=0", "sweep.trials=3")
+    space = tmp_path / "rates.py"
+    space.write_text(RATES)
+    args = ("--space", str(space), "sweep.confirm=0")
     two = sweep(recipe, tmp_path / "two", *args, "train.workers=2")
     one = sweep(recipe, tmp_path / "one", *args, "sweep.search=grid")
-    assert len(two["trials"]) == 4 and not [t for t in two["trials"] if t["status"] == "failed"]
+    assert len(two["trials"]) == 6 and not [t for t in two["trials"] if t["status"] == "failed"]
     assert "stopped" in {t["status"] for t in two["trials"]}, "nothing was stopped early"
     by_key = {json.dumps(t["settings"]): t["val_accuracy"] for t in one["trials"]}
     for trial in two["trials"]:
