@@ -78,7 +78,9 @@ def run(args: argparse.Namespace) -> int:
         with Tracker.open(out, recipe.name) as tracker:
             tags = provenance.tags(environment) | {"space": space.name, "job": "sweep"}
             tracker.start(PARENT, f"sweep {recipe.name}", params=recipe.to_dict(), tags=tags)
-            found = Sweep(made, out, tracker).run()
+            sweep = Sweep(made, out, tracker)
+            found = sweep.run()
+            environment |= sweep.facts()
             found["wall_seconds"] = round(time.monotonic() - began, 1)
             _write(out, found, environment)
             _track(tracker, out, found)

@@ -68,7 +68,7 @@ def _once(made: Design, out: Path) -> dict[str, float]:
     out.mkdir(parents=True)
     began = time.monotonic()
     data = made.data
-    held = hold(data.modalities, {name: [index] for name, index in data.train.items()})
+    held = hold(data.modalities, data.train, out, made.recipe.quarantine_budget)
     shared = Shared(made.recipe, data, held, str(out), threads=1)
     journal = Journal(out)
     run_trials(Queue(made.trials), shared, journal, scheduler=None, note=lambda *_: None)

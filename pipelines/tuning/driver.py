@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 
 from pipelines.reporting import sweep_answer, terminal
 from pipelines.running.cohort import target_path
+from pipelines.running.jobs import use_gpu
 from pipelines.tracking import Tracker
 from pipelines.tuning import conclusion
 from pipelines.tuning.design import Design, confirmation
-from pipelines.tuning.held import hold
+from pipelines.tuning.held import QUARANTINE, hold
 from pipelines.tuning.journal import Journal, Record
 from pipelines.tuning.search import Guided, Halving, Queue, concurrency, run_trials
 from pipelines.tuning.trial import STATE, Shared, Trial
@@ -33,7 +34,7 @@ class Sweep:
         self.shared = Shared(
             recipe=made.recipe,
             data=data,
-            held=hold(data.modalities, {name: [i] for name, i in data.train.items()}),
+            held=hold(data.modalities, data.train, out, made.recipe.quarantine_budget),
             out=str(out),
             threads=_threads(made),
         )
@@ -60,6 +61,17 @@ class Sweep:
         found = self._conclude(records, best, baseline)
         self._keep(best)
         return found
+
+    def facts(self) -> dict[str, Any]:
+        """Where the trials ran and how many samples could not be used, for environment.json."""
+        path, train = self.out / QUARANTINE, self.made.recipe.train
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        placement = {
+            "trials at a time": concurrency(train),
+            "workers of a trial": train.workers,
+            "device": "cuda" if use_gpu(train) else "cpu",
+        }
+        return {"placement": placement, "quarantined": len(lines)}
 
     # --------------------------------------------------------------------------- running
 

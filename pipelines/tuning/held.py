@@ -8,7 +8,7 @@ sees the batches that a stream of `uml compare` yields for the same seed.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from pipelines.streams.source import Places, Segment, local_tables, slice_of
 from uml_core.errors import RunError
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
+
+QUARANTINE = "quarantine.jsonl"
 
 
 @dataclass(frozen=True)
@@ -63,22 +65,24 @@ class Held:
 
 
 def hold(
-    modalities: Mapping[str, Modality], indices: Mapping[str, Iterable[Index]]
+    modalities: Mapping[str, Modality], indices: Mapping[str, Index], out: Path, budget: float
 ) -> dict[str, Held]:
-    """Decodes every modality that fits and repeats unchanged; the others are left out."""
-    out = {}
+    """Decodes every modality that fits and repeats unchanged; the others are left out.
+
+    Bad samples go to quarantine.jsonl in `out`; raises RunError where they exceed the budget.
+    """
+    held = {}
     for name, modality in modalities.items():
-        cache = DecodedCache(CACHE_BYTES)
-        if augments(modality) or not all(_fill(cache, modality, i) for i in indices[name]):
-            continue
-        out[name] = Held.of(cache.items)
-    return out
+        cache, index = DecodedCache(CACHE_BYTES), indices[name]
+        bad = Quarantine(out / QUARANTINE, budget, modality=name, rows=len(index))
+        if not augments(modality) and _fill(cache, modality, index, bad):
+            held[name] = Held.of(cache.items)
+    return held
 
 
-def _fill(cache: DecodedCache, modality: Modality, index: Index) -> bool:
+def _fill(cache: DecodedCache, modality: Modality, index: Index, bad: Quarantine) -> bool:
     """Whether all samples of the index fit; those that cannot be decoded are left out."""
     plan = Plan(len(index), 256, 0, modality.kind, shuffle=False)
-    bad = Quarantine(None, max(1, len(index)), modality=modality.kind, rows=len(index))
     for _ in iter_plan(index, plan, modality, augment=False, cache=cache, quarantine=bad):
         if cache.full:
             return False
@@ -122,7 +126,7 @@ class TrialFeed:
             yield from self._held(segment, modality, self.caches[name])
             return
         rank, world = self.part
-        path = None if self.out is None else self.out / "quarantine.jsonl"
+        path = None if self.out is None else self.out / QUARANTINE
         stream = BatchStream(
             local_tables([segment], rank, world),
             [segment],

@@ -202,18 +202,24 @@ class Halving(ASHAScheduler):
             reduction_factor=HALVING,
         )
         for record in known:  # rungs as they stood before a resume
-            if record.trial.arm != "unimodal":
-                name: Any = SimpleNamespace(trial_id=record.trial.key)
-                for report in record.reports:
-                    self._brackets[0].on_result(name, report["validation"], report["val_accuracy"])
+            for report in record.reports:
+                self._judge(record.trial, report)
 
     def set_search_properties(self, *_: Any, **__: Any) -> bool:
         return True
 
     def on_trial_result(self, controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if trial.config["trial"]["arm"] == "unimodal":
+        return self._judge(Trial(**trial.config["trial"]), result)
+
+    def on_trial_complete(self, controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """The last report was judged when it came."""
+
+    def _judge(self, trial: Trial, result: Mapping[str, Any]) -> str:
+        if trial.arm == "unimodal":
             return TrialScheduler.CONTINUE
-        return super().on_trial_result(controller, trial, result)
+        # Tune's own ids change with every resume; keys stay.
+        name: Any = SimpleNamespace(trial_id=trial.key)
+        return self._brackets[0].on_result(name, result["validation"], result["val_accuracy"])
 
 
 # -------------------------------------------------------------------------------- the driver

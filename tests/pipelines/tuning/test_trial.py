@@ -24,7 +24,7 @@ from uml_core.loop import train
 def shared(tiny_recipe, tmp_path) -> Shared:
     made = recipe.from_dict(tiny_recipe)
     data = open_data(made)
-    held = hold(data.modalities, {name: [index] for name, index in data.train.items()})
+    held = hold(data.modalities, data.train, tmp_path, made.quarantine_budget)
     return Shared(resolved(made, data), data, held, str(tmp_path), 0)
 
 
