@@ -19,7 +19,7 @@ demo: setup  ## The main job on embedded data: table, report, MLflow store
 	$(BIN)/uml compare shapes
 
 sweep-demo: setup  ## Which mix of modalities: 8 configurations x 3 seeds, confirmed on 5 others
-	$(BIN)/uml sweep shapes --space modality_ratio sweep.trials=7 seeds=[0,1,2] train.workers=1 \
+	$(BIN)/uml sweep shapes --space modality_ratio sweep.trials=7 seeds=[0,1,2] \
 		train.steps=200 train.validate_every=20 train.lr=5.0e-3
 
 test: setup  ## All tests but the slow ones

@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     _begin(out, made)
     for warning in made.data.warnings:
         terminal.note(warning)
-    with ray_session(recipe.train.workers, len(made.data.modalities)):
+    with ray_session(recipe.sweep.workers, len(made.data.modalities)):
         environment = provenance.environment(
             data=provenance.data_facts(made.data.indices()),
             placement={},
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         with Tracker.open(out, recipe.name) as tracker:
             tags = provenance.tags(environment) | {"space": space.name, "job": "sweep"}
             tracker.start(PARENT, f"sweep {recipe.name}", params=recipe.to_dict(), tags=tags)
-            sweep = Sweep(made, out, tracker)
+            sweep = Sweep(made, out, tracker, recipe.train.workers)
             found = sweep.run()
             environment |= sweep.facts()
             found["wall_seconds"] = round(time.monotonic() - began, 1)

@@ -41,6 +41,7 @@ _LEAST = {
     "train.checkpoint_every": 1,
     "train.max_failures": 0,
     "sweep.trials": 1,
+    "sweep.workers": 1,
     "sweep.confirm": 0,
     "sweep.keep": 1,
     "sweep.max_failures": 0,

@@ -131,6 +131,7 @@ class SweepSpec:
     search: Searcher = "asha"  # asha stops poor trials early; grid, random: to the end; optuna
     trials: int = 24  # configurations beside the baselines, at most (grid: all)
     budget: Literal["target_samples", "flops"] = "target_samples"  # what every trial gets alike
+    workers: int = 1  # of one trial; above 1 each trial is a Ray Train run with its start-up time
     confirm: int = 5  # fresh seeds of the confirmation at the end; 0 = none
     keep: int = 3  # trials whose weights stay on disk, the best ones
     max_failures: int = 1  # times a trial that failed is tried again

@@ -33,7 +33,7 @@ FIELDS = (
     "world={name: shapes, train: 20, test: 5}",
     "modalities.audio.ratio=1",
     "seeds=[0,1]",
-    "train={steps: 40, batch_size: 32, validate_every: 10, workers: 1, device: cpu}",
+    "train={steps: 40, batch_size: 32, validate_every: 10, device: cpu}",
     f"sweep={{search: random, trials: {TRIALS - 1}}}",
 )
 

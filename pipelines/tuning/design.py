@@ -27,7 +27,8 @@ SHOWN = 8  # problems of points that one message lists
 class Design:
     """What a sweep will do.
 
-    recipe     the recipe, input sizes filled in; data: of every modality that some point uses
+    recipe     the recipe, input sizes filled in, with the workers of a trial
+    data       of every modality that some point uses
     points     configurations with auxiliary data (none of them for `optuna`, which finds them)
     baselines  configurations without, one per setting of the knobs that the target has too
     """
@@ -138,7 +139,8 @@ def design(recipe: Recipe, space: Space) -> Design:
         raise UserError("a sweep needs at least one modality beside the target")
     if recipe.sweep.confirm == 1 or len(recipe.seeds) == 1:
         raise UserError("one seed gives no interval: give two or more seeds, and sweep.confirm=2")
-    recipe, data = _open(recipe, space)
+    workers = recipe.sweep.workers
+    recipe, data = _open(override(recipe, {"train.workers": workers}), space)
     context = Context(recipe, {name: len(index) for name, index in data.train.items()})
     space.check(context)
     points = _points(recipe, space, context)

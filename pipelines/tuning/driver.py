@@ -21,14 +21,16 @@ from pipelines.tuning.held import QUARANTINE, hold
 from pipelines.tuning.journal import Journal, Record
 from pipelines.tuning.search import Guided, Halving, Queue, concurrency, run_trials
 from pipelines.tuning.trial import STATE, Shared, Trial
+from uml_core.recipe import override
 from uml_core.statistics import paired_gain
 
 
 class Sweep:
-    """One sweep in `out`, new or resumed."""
+    """One sweep in `out`, new or resumed. workers: of a run by the recipe, for best.yaml."""
 
-    def __init__(self, made: Design, out: Path, tracker: Tracker) -> None:
+    def __init__(self, made: Design, out: Path, tracker: Tracker, workers: int) -> None:
         self.made, self.out, self.tracker = made, out, tracker
+        self.workers = workers
         self.journal = Journal(out)
         data = made.data
         self.shared = Shared(
@@ -178,7 +180,7 @@ class Sweep:
 
     def _keep(self, best: Record) -> None:
         """best.yaml, the model of the confirmation's best seed, the k best checkpoints."""
-        chosen = best.trial.recipe(self.made.recipe)
+        chosen = override(best.trial.recipe(self.made.recipe), {"train.workers": self.workers})
         (self.out / "best.yaml").write_text(chosen.to_yaml(), encoding="utf-8")
         source = self.journal.records.get(conclusion.CONFIRMED["uml"], best)
         if source.checkpoint and Path(source.checkpoint).is_dir():

@@ -26,7 +26,7 @@ modalities:
   text: {{kind: text, train: text-train-*.tar, vocab: 64}}
   wave: {{kind: sequence, train: wave-train-*.tar, ratio: 0}}
 model: {{width: 16, depth: 1, heads: 2}}
-train: {{steps: 12, batch_size: 8, lr: 3e-3, validate_every: 3, workers: 1, device: cpu}}
+train: {{steps: 12, batch_size: 8, lr: 3e-3, validate_every: 3, device: cpu}}
 sweep: {{trials: 4, confirm: 2, keep: 2}}
 seeds: [3, 4]
 """
@@ -169,7 +169,7 @@ def test_problems_come_before_anything_starts(recipe, tmp_path, capsys):
         (["--space", "optimiser", "seeds=[1]"], "one seed gives no interval"),
         (["--space", "optimiser", "shots=[1,2]"], "one number of shots"),
         (["--space", "exchange_rate", "shots=16"], "at image samples per class 16"),
-        (["--space", "paper_grid", "train.workers=9"], "batch_size: 8 is less than one sample"),
+        (["--space", "paper_grid", "sweep.workers=9"], "batch_size: 8 is less than one sample"),
     ):
         assert cli.main(["sweep", recipe, "--out", str(out), *argv]) == 2
         assert said in capsys.readouterr().err
@@ -287,7 +287,7 @@ def test_trials_of_two_workers_leak_nothing_and_give_what_one_worker_gives(
     space = tmp_path / "rates.py"
     space.write_text(RATES)
     args = ("--space", str(space), "sweep.confirm=0")
-    two = sweep(recipe, tmp_path / "two", *args, "train.workers=2")
+    two = sweep(recipe, tmp_path / "two", *args, "sweep.workers=2")
     one = sweep(recipe, tmp_path / "one", *args, "sweep.search=grid")
     assert len(two["trials"]) == 6 and not [t for t in two["trials"] if t["status"] == "failed"]
     assert "stopped" in {t["status"] for t in two["trials"]}, "nothing was stopped early"
