@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test test-unit test-slow lint types format clean
+.PHONY: setup demo sweep-demo test test-unit test-slow lint types format clean
 
 setup: $(STAMP)
 
@@ -17,6 +17,10 @@ $(STAMP): pyproject.toml
 
 demo: setup  ## The main job on embedded data: table, report, MLflow store
 	$(BIN)/uml compare shapes
+
+sweep-demo: setup  ## Which mix of modalities: 8 configurations x 3 seeds, confirmed on 5 others
+	$(BIN)/uml sweep shapes --space modality_ratio sweep.trials=7 seeds=[0,1,2] \
+		train.steps=200 train.validate_every=20 train.lr=5.0e-3
 
 test: setup  ## All tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow"

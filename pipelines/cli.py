@@ -29,6 +29,7 @@ VERBS = {
     "verify": "check shards against their index, their labels and each other",
     "train": "one run",
     "compare": "target-only baselines, UML and the permuted control, with paired statistics",
+    "sweep": "which mix of modalities, searched on Ray Tune and confirmed on fresh seeds",
     "report": "write the HTML report of a finished run again",
     "theory": "the paper's theorems checked by number",
     "bench": "speed as ratios against ceilings in the same run",
@@ -95,8 +96,10 @@ def recipe_fields() -> str:
         "model.": specs.ModelSpec,
         "train.": specs.TrainSpec,
         "train.warmup.": specs.WarmupSpec,
+        "train.adaptive.": specs.AdaptiveSpec,
         "probe.": specs.ProbeSpec,
         "compare.": specs.CompareSpec,
+        "sweep.": specs.SweepSpec,
     }
     lines = ["recipe fields (key=value on the command line):"]
     for prefix, spec in groups.items():

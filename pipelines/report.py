@@ -3,8 +3,9 @@
     uml report runs/shapes/20260101-120000
     python -m pipelines.report runs/shapes/20260101-120000 --out elsewhere
 
-Reads what `uml compare` or `uml train` left in the folder and writes report.html there, or into
---out. Tracking events that could not be delivered when the run ended are delivered now.
+Reads what `uml compare`, `uml sweep` or `uml train` left in the folder and writes report.html
+there, or into --out. Tracking events that could not be delivered when the run ended are delivered
+now.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import yaml
 from markupsafe import Markup
 
 from pipelines import cli, tracking
-from pipelines.reporting import answer, sections, terminal
+from pipelines.reporting import answer, sections, sweep_answer, sweep_sections, terminal
 from pipelines.reporting.samples import FOLDER, save_samples
 from pipelines.reporting.sections import Section
 from uml_core.errors import UserError
@@ -58,7 +59,7 @@ def write_report(out: Path, to: Path | None = None) -> Path:
     Raises UserError naming every input that is missing or unreadable.
     """
     parts = _Inputs(Path(out))
-    page = _comparison(parts) if parts.kind == "compare" else _training(parts)
+    page = {"compare": _comparison, "sweep": _sweep, "metrics": _training}[parts.kind](parts)
     folder = Path(to or out)
     folder.mkdir(parents=True, exist_ok=True)
     path = (folder / NAME).resolve()
@@ -72,11 +73,13 @@ class _Inputs:
     def __init__(self, out: Path) -> None:
         if not out.is_dir():
             raise UserError(f"{out} is not a folder: give the --out folder of a finished run")
-        kinds = [kind for kind in ("compare", "metrics") if (out / f"{kind}.json").is_file()]
+        kinds = [
+            kind for kind in ("compare", "sweep", "metrics") if (out / f"{kind}.json").is_file()
+        ]
         if not kinds:
             raise UserError(
-                f"{out} holds neither compare.json (from `uml compare`) nor metrics.json (from "
-                "`uml train`): has the run finished?"
+                f"{out} holds none of compare.json (from `uml compare`), sweep.json (from `uml "
+                "sweep`) and metrics.json (from `uml train`): has the run finished?"
             )
         self.kind = kinds[0]
         self.folder = out / FOLDER
@@ -145,6 +148,27 @@ def _comparison(parts: _Inputs) -> str:
         tiles=tiles,
         body=body + _context(parts, seconds),
         explain=True,
+    )
+
+
+def _sweep(parts: _Inputs) -> str:
+    """The page of a sweep."""
+    sweep = parts.result
+    entry = sweep["confirmation"]
+    body = [sweep_sections.frontier(sweep), sweep_sections.knobs(sweep)]
+    if entry:
+        found = [sections.arms(entry), sections.gains(entry)]
+        body.insert(0, sections.group("Confirmation on fresh seeds", found))
+    if sweep["adaptive_sentence"]:
+        body.append(sweep_sections.adaptive(sweep))
+    body.append(sweep_sections.trials(sweep))
+    return _page(
+        parts,
+        title=sweep_answer.question(sweep),
+        lead=sweep_sections.verdict(sweep),
+        tiles=sections.tiles(entry) if entry else None,
+        body=body + _context(parts, sweep.get("wall_seconds")),
+        explain=False,
     )
 
 

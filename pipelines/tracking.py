@@ -183,6 +183,14 @@ class Tracker:
         """A file or folder; it must stay where it is until it is delivered."""
         self._emit("artifact", key, path=str(Path(path).resolve()), folder=folder)
 
+    def register(self, key: str, folder: Path, name: str, tags: Mapping[str, str]) -> None:
+        """A model folder as artifact `model` of a run and as a version of the model `name`.
+
+        A run has one version; tags of a version that exists already are replaced.
+        """
+        path = str(Path(folder).resolve())
+        self._emit("register", key, path=path, name=_legal(name), tags=dict(tags))
+
     def end(self, key: str, status: str = "FINISHED") -> None:
         """Ends a run: FINISHED, FAILED or KILLED."""
         self._open.discard(key)

@@ -46,6 +46,7 @@ from pipelines.running.jobs import limit_threads, run_workers
 from pipelines.running.runtime import ray_session
 from pipelines.streams.shards import Index
 from pipelines.tracking import PARENT, Tracker
+from uml_core.adaptive import Adaptive, Next
 from uml_core.arms import build_fit, head_source
 from uml_core.errors import RunError, UserError
 from uml_core.evaluation import Evaluate, classifier_accuracy, probe_accuracy, probe_test_accuracy
@@ -213,18 +214,20 @@ class Member:
             device=self.device,
             world=world,
         )
+        self.policy = Adaptive.of(self.recipe)
+        self.schedule = self.policy.schedule if self.policy else self.recipe.schedule()
         self.cursor: dict[str, int] = dict.fromkeys(self.recipe.active, 0)
         self.step = self._restore()
         self.trace = Trace(Path(job.out), self.part, self.step) if self.recipe.trace else None
-        schedule = self.recipe.schedule()
+        policy, schedule = self.policy, self.schedule
         self.feed = Feed(
             job.modalities,
             [job.round.train],
             seeds=[job.round.seed],
-            batches=schedule.consumed(schedule.total),
+            batches=policy.most() if policy else schedule.consumed(schedule.total),
             batch_size=self.recipe.train.batch_size,
             part=self.part,
-            start=(0, self.cursor),
+            start=(0, policy.rewound(self.cursor) if policy else self.cursor),
             budget=self.recipe.quarantine_budget,
             out=Path(job.out),
         )
@@ -235,10 +238,14 @@ class Member:
 
     def run(self) -> dict[str, Any]:
         """Trains to the end and evaluates the best weights once on the test set."""
+        next_batch: Next = self._next
+        if self.policy is not None:
+            self.policy.refill(self.feed.next, self.cursor)
+            next_batch = self.policy.watch(self._next)
         train(
             [self.fit],
-            self._next,
-            self.recipe.schedule(),
+            next_batch,
+            self.schedule,
             evaluate=self._evaluation(),
             start=self.step,
             checkpoint=self._checkpoint,
@@ -257,6 +264,7 @@ class Member:
             "best_step": fit.best_step,
             "steps": self.recipe.schedule().total,
             "skipped_updates": fit.skipped,
+            **({"mix": self.policy.history} if self.policy else {}),
             "history": fit.history,
             "quarantined": self.feed.quarantined(),
             "placement": [self._placement()],
@@ -290,7 +298,10 @@ class Member:
                 self.reporter.post(step=step, metrics={"val_accuracy": accuracy})
             return accuracy
 
-        return evaluate
+        if self.policy is None:
+            return evaluate
+        val = self._all(at.val, target, self.part)
+        return self.policy.around(evaluate, val, target, lambda: self.step + 1)
 
     def _test(self) -> float:
         target, at = self.recipe.target, self.job.round
@@ -318,7 +329,8 @@ class Member:
         with tempfile.TemporaryDirectory(prefix="uml-checkpoint-") as folder:
             if self.rank == 0:
                 torch.save(self.fit.state_dict(), Path(folder) / "state.pt")
-                position = {"step": done, "cursor": self.cursor}
+                mix = self.policy and self.policy.state_dict()
+                position = {"step": done, "cursor": self.cursor, "mix": mix}
                 (Path(folder) / "cursor.json").write_text(json.dumps(position))
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=checkpoint)
@@ -335,6 +347,8 @@ class Member:
             position = json.loads((Path(folder) / "cursor.json").read_text())
         self.fit.load_state_dict(state)
         self.cursor = position["cursor"]
+        if self.policy is not None:
+            self.policy.load_state_dict(position["mix"])
         return int(position["step"])
 
     def _save_best(self) -> None:

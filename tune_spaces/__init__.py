@@ -1,1 +1,1 @@
-"""Search spaces over modality mixes: one file = one space."""
+"""Search spaces over modality mixes: one file = one space. Start with `base`."""

@@ -24,7 +24,7 @@ from uml_core.loop import Fit, OneProcess, View, World
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
 from uml_core.schedule import Schedule
-from uml_core.specs import ARMS, Recipe, as_ratio
+from uml_core.specs import ARMS, Recipe
 
 UNIMODAL = ("unimodal", "unimodal_direct")
 HeadSource = Callable[[str], Iterable[Batch]]  # modality -> its training batches
@@ -36,6 +36,11 @@ def applicable(recipe: Recipe) -> list[str]:
         raise UserError(
             "compare needs at least one auxiliary modality with a ratio above 0; this recipe "
             f"trains {recipe.target} alone"
+        )
+    if recipe.adaptive:
+        raise UserError(
+            f"compare gives all arms the same batches, so {', '.join(recipe.adaptive)} cannot have "
+            "an adaptive ratio here: give a number, or compare it by `uml sweep`"
         )
     fits = {"unimodal", "uml", "uml_permuted"}
     if _has_projection(recipe):
@@ -133,7 +138,7 @@ def build_fit(
 def arm_schedule(recipe: Recipe, names: Iterable[str]) -> Schedule:
     """The recipe's schedule as an arm that takes only `names` lives it."""
     full = recipe.schedule()
-    kept = {n: as_ratio(recipe.modalities[n].ratio) for n in names if n != recipe.target}
+    kept = {n: full.ratios[n] for n in names if n != recipe.target}
     return replace(full, ratios=kept)
 
 

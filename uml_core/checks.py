@@ -36,11 +36,17 @@ _LEAST = {
     "train.lr_warmup": 0,
     "train.warmup.steps": 0,
     "train.warmup.epochs": 0,
+    "train.adaptive.rate": 0,
     "train.workers": 1,
     "train.validate_every": 1,
     "train.patience": 1,
     "train.checkpoint_every": 1,
     "train.max_failures": 0,
+    "sweep.trials": 1,
+    "sweep.workers": 1,
+    "sweep.confirm": 0,
+    "sweep.keep": 1,
+    "sweep.max_failures": 0,
     "world.train": 1,
     "world.test": 1,
 }
@@ -49,11 +55,14 @@ _ABOVE_ZERO = (
     "model.logit_scale_value",
     "train.lr",
     "train.clip",
+    "train.adaptive.mean",
+    "train.adaptive.most",
     "probe.label_fraction",
 )
 _SHARES = (
     "model.dropout",
     "train.label_smoothing",
+    "train.adaptive.floor",
     "probe.label_fraction",
     "allow_overlap",
     "quarantine_budget",
@@ -124,6 +133,13 @@ def _check_model(recipe: Recipe, names: Collection[str], problems: list[str]) ->
         problems.append(f"model.width: {model.width} is not divisible by {model.heads} heads")
     if model.dropout == 1:
         problems.append("model.dropout: must be below 1")
+    for name, price in recipe.train.adaptive.price.items():
+        if name not in names:
+            problems.append(f"train.adaptive.price: no modality '{name}'{near(name, names)}")
+        if price <= 0:
+            problems.append(f"train.adaptive.price.{name}: must be above 0 (got {price})")
+    if recipe.train.adaptive.floor == 1:
+        problems.append("train.adaptive.floor: must be below 1, or there is nothing to learn")
     if not transformer and recipe.setting == "self_supervised":
         problems.append("model.trunk: the self-supervised setting needs the transformer trunk")
     if not transformer and (model.trunk_init is not None or model.trunk_frozen):
@@ -184,7 +200,7 @@ def _check_modality(recipe: Recipe, name: str, spec: ModalitySpec, problems: lis
         problems.append(f"{where}.ratio: batches per target batch cannot be negative")
     if starts[:1] != [0] or starts != sorted(set(starts)):
         problems.append(f"{where}.ratio: a changing ratio is [[0, r], [step, r], ...] in order")
-    if name == recipe.target and steps != [(0, 1.0)]:
+    if name == recipe.target and (steps != [(0, 1.0)] or spec.ratio == "adaptive"):
         problems.append(f"{where}.ratio: the target's ratio is 1 by definition")
     if spec.weight < 0:
         problems.append(f"{where}.weight: cannot be negative")

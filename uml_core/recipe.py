@@ -82,6 +82,24 @@ def _model(recipe: Recipe, raw: Mapping[str, Any], problems: list[str]) -> Model
         return recipe.model
 
 
+def override(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with dotted fields set to plain values, checked again as a whole.
+
+    A value of a group is merged into nothing: it replaces the group. Raises UserError with every
+    problem found.
+    """
+    raw = recipe.to_dict()
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        node = raw
+        for parent in parents:
+            inner = node.get(parent)
+            node[parent] = dict(inner) if isinstance(inner, dict) else {}
+            node = node[parent]
+        node[last] = value
+    return from_dict(raw)
+
+
 def _modality(name: str, spec: Any, problems: list[str]) -> ModalitySpec | None:
     where = f"modalities.{name}"
     if not isinstance(spec, dict):

@@ -19,6 +19,9 @@ from uml_core.schedule import Ratio, Schedule, Warmup
 TUNABLE = ("lr", "weight_decay", "weight")
 ARMS = ("unimodal", "unimodal_direct", "uml", "uml_init", "uml_permuted")
 
+Searcher = Literal["asha", "grid", "random", "optuna"]
+RatioField = float | list[tuple[int, float]] | Literal["adaptive"]
+
 
 @dataclass(frozen=True)
 class ModalitySpec:
@@ -28,7 +31,7 @@ class ModalitySpec:
     train: str | list[str]
     val: str | list[str] | None = None
     test: str | list[str] | None = None
-    ratio: float | list[tuple[int, float]] = 1.0  # batches per target batch; [[from step, r], ...]
+    ratio: RatioField = 1.0  # batches per target batch; [[from step, r], ...]; adaptive
     weight: float = 1.0  # factor of its loss (the paper's lambda, alpha)
     shots: int | Literal["average"] | None = None  # auxiliary samples per class; average = one mean
     options: Any = None  # what only this kind has: size, stem, ... (see uml_core/modalities)
@@ -85,6 +88,17 @@ class WarmupSpec:
 
 
 @dataclass(frozen=True)
+class AdaptiveSpec:
+    """How `ratio: adaptive` learns the mix during a run (uml_core/adaptive.py)."""
+
+    mean: float = 1.0  # batches per target batch over the run, all adaptive modalities together
+    price: dict[str, float] = field(default_factory=dict)  # batches that one counts as; default 1
+    most: float = 4.0  # batches of one modality per target batch at any time
+    rate: float = 1.0  # how fast the mix follows what the gradients say
+    floor: float = 0.1  # share of the mix that no modality loses, so that it can come back
+
+
+@dataclass(frozen=True)
 class TrainSpec:
     """How a run trains. `steps` counts target batches."""
 
@@ -99,6 +113,7 @@ class TrainSpec:
     label_smoothing: float = 0.0
     mode: Literal["joint", "alternate"] = "joint"
     warmup: WarmupSpec | None = None
+    adaptive: AdaptiveSpec = field(default_factory=AdaptiveSpec)
     workers: int = 2
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
@@ -129,6 +144,19 @@ class CompareSpec:
 
 
 @dataclass(frozen=True)
+class SweepSpec:
+    """How `uml sweep` searches a space of tune_spaces, and what makes its trials comparable."""
+
+    search: Searcher = "asha"  # asha stops poor trials early; grid, random: to the end; optuna
+    trials: int = 24  # configurations beside the baselines, at most (grid: all)
+    budget: Literal["target_samples", "flops"] = "target_samples"  # what every trial gets alike
+    workers: int = 1  # of one trial; above 1 each trial is a Ray Train run with its start-up time
+    confirm: int = 5  # fresh seeds of the confirmation at the end; 0 = none
+    keep: int = 3  # trials whose weights stay on disk, the best ones
+    max_failures: int = 1  # times a trial that failed is tried again
+
+
+@dataclass(frozen=True)
 class WorldSpec:
     """Embedded data, generated on first use (uml_core/worlds.py)."""
 
@@ -153,6 +181,7 @@ class Recipe:
     train: TrainSpec = field(default_factory=TrainSpec)
     probe: ProbeSpec = field(default_factory=ProbeSpec)
     compare: CompareSpec = field(default_factory=CompareSpec)
+    sweep: SweepSpec = field(default_factory=SweepSpec)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     allow_overlap: float = 0.01  # share of target test samples that may also occur in train
     quarantine_budget: float = 0.01  # share of rows that may be bad before a run is stopped
@@ -174,15 +203,29 @@ class Recipe:
         ]
         return [self.target, *used]
 
+    @property
+    def adaptive(self) -> list[str]:
+        """Modalities whose ratio is learned during the run."""
+        return [n for n in self.auxiliaries if self.modalities[n].ratio == "adaptive"]
+
     def schedule(self) -> Schedule:
-        """The step schedule. A warm-up in epochs must have become steps before (open data)."""
+        """The step schedule; adaptive modalities at the ratios they start from.
+
+        A warm-up in epochs must have become steps before (open data).
+        """
         spec, warmup = self.train.warmup, None
         if spec:
             assert spec.steps is not None, "how many steps an epoch has is known with the data only"
             warmup = Warmup(spec.modality, spec.steps)
+        even, price = self.train.adaptive.mean, self.train.adaptive.price
+        shared, most = even / max(1, len(self.adaptive)), self.train.adaptive.most
+        start = {n: min(most, shared / price.get(n, 1.0)) for n in self.adaptive}
+        ratios = {n: self.modalities[n].ratio for n in self.auxiliaries}
         return Schedule(
             target=self.target,
-            ratios={n: as_ratio(self.modalities[n].ratio) for n in self.auxiliaries},
+            ratios={
+                n: ((0, start[n]),) if r == "adaptive" else as_ratio(r) for n, r in ratios.items()
+            },
             steps=self.train.steps,
             warmup=warmup,
         )
@@ -199,16 +242,17 @@ class Recipe:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
 
-def as_ratio(value: float | Sequence[Sequence[float]]) -> Ratio:
-    """A ratio as the recipe writes it -> as `Schedule` takes it."""
+def as_ratio(value: float | Sequence[Sequence[float]] | str) -> Ratio:
+    """A fixed ratio as the recipe writes it -> as `Schedule` takes it."""
+    assert not isinstance(value, str), "an adaptive ratio is what `Recipe.schedule` says"
     if isinstance(value, int | float):
         return float(value)
     return tuple((int(step), float(ratio)) for step, ratio in value)
 
 
-def pieces(ratio: float | Sequence[Sequence[float]]) -> list[tuple[int, float]]:
-    """A ratio as [(from step, value), ...], constant or not."""
-    ratio = as_ratio(ratio)
+def pieces(ratio: float | Sequence[Sequence[float]] | str) -> list[tuple[int, float]]:
+    """A ratio as [(from step, value), ...], constant or not; an adaptive one as 1."""
+    ratio = 1.0 if isinstance(ratio, str) else as_ratio(ratio)
     return list(ratio) if isinstance(ratio, tuple) else [(0, ratio)]
 
 

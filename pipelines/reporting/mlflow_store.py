@@ -108,6 +108,8 @@ class Store:
                 self._metrics(run_id, [metric for event in events for metric in event["metrics"]])
             case "artifact":
                 self._artifact(run_id, Path(first["path"]), first["folder"])
+            case "register":
+                self._register(run_id, first)
             case "end":
                 self._client.set_terminated(run_id, first["status"], first["time"])
 
@@ -210,6 +212,28 @@ class Store:
         if not path.exists():
             raise RefusedError(f"{path} is no longer there")
         self._client.log_artifact(run_id, path, folder)
+
+    def _register(self, run_id: str, event: dict[str, Any]) -> None:
+        """The version of this run: the one there is, else a new one of its artifact `model`."""
+        from mlflow.exceptions import MlflowException
+
+        path, name = Path(event["path"]), event["name"]
+        if not path.is_dir():
+            raise RefusedError(f"{path} is no longer there")
+        self._client.log_artifacts(run_id, path, "model")
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        found = self._client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+        if found:
+            version = found[0].version
+        else:
+            source = f"{self._client.get_run(run_id).info.artifact_uri}/model"
+            version = self._client.create_model_version(name, source, run_id).version
+        for key, value in event["tags"].items():
+            self._client.set_model_version_tag(name, version, key, value)
 
     def _metrics(self, run_id: str, metrics: list[list[Any]]) -> None:
         from mlflow.entities import Metric

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def save_comparison(compare: answer.Compare, path: Path) -> None:
 
 def shots_charts(entries: Sequence[answer.Compare]) -> list[str]:
     """Two inline SVG: accuracy and gain against the number of shots, with interval bands."""
-    return [_inline(_accuracy_by_shots, entries), _inline(_gain_by_shots, entries)]
+    return [inline(_accuracy_by_shots, entries), inline(_gain_by_shots, entries)]
 
 
 def accuracy_chart(arms: Curves) -> str:
@@ -109,7 +109,7 @@ def accuracy_chart(arms: Curves) -> str:
         ax.set_title("Validation accuracy (%)")
         ax.set_xlabel("steps on the target")
 
-    return _inline(draw)
+    return inline(draw)
 
 
 def loss_charts(arms: Curves) -> list[str]:
@@ -123,7 +123,7 @@ def loss_charts(arms: Curves) -> list[str]:
         ax.set_title(f"Training loss, {modality}")
         ax.set_xlabel("steps on the target")
 
-    return [_inline(draw, name) for name in names]
+    return [inline(draw, name) for name in names]
 
 
 def seed_matrix(per_seed: Sequence[Sequence[float | None]]) -> np.ndarray:
@@ -136,7 +136,19 @@ def seed_matrix(per_seed: Sequence[Sequence[float | None]]) -> np.ndarray:
     return np.array(rows)
 
 
-def _inline(draw: Any, *args: Any) -> str:
+def save(draws: Sequence[Callable[[Axes], None]], title: str, path: Path) -> None:
+    """A PNG file with one panel per drawing, side by side."""
+    with mpl.rc_context(_STYLE):
+        fig = Figure(figsize=(10, 3.8), layout="constrained")
+        panels = np.atleast_1d(fig.subplots(1, len(draws)))
+        for draw, ax in zip(draws, panels, strict=True):
+            draw(ax)
+        fig.suptitle(title, fontsize=12, x=0.01, ha="left")
+        fig.savefig(path, dpi=150)
+
+
+def inline(draw: Any, *args: Any) -> str:
+    """A drawing on one pair of axes as an SVG element for the report."""
     # Half a page wide: on a phone the figure shrinks little, so its text stays readable.
     with mpl.rc_context(_STYLE):
         fig = Figure(figsize=(4.9, 3.1), layout="constrained")

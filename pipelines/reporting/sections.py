@@ -56,7 +56,8 @@ def page(**content: Any) -> str:
     return _templates().get_template("report.html").render(colours=plots.COLOURS, **content)
 
 
-def _fill(macro: str, **content: Any) -> Markup:
+def fill(macro: str, **content: Any) -> Markup:
+    """A macro of templates/fragments.html with its content."""
     return getattr(_templates().get_template("fragments.html").module, macro)(**content)
 
 
@@ -67,7 +68,7 @@ def verdict(compare: answer.Compare) -> Markup:
     """The answer as one sentence under a word that says whether a gain was shown."""
     shown = any(answer.is_shown(entry) for entry in answer.results(compare))
     word, text = answer.verdict(compare), answer.sentence(compare)
-    return _fill("verdict", shown=shown, word=word, sentence=text)
+    return fill("verdict", shown=shown, word=word, sentence=text)
 
 
 def tiles(entry: answer.Compare) -> Markup:
@@ -76,7 +77,7 @@ def tiles(entry: answer.Compare) -> Markup:
     for key, label in answer.GAINS.items():
         gain = Gain.from_json(entry[key])
         found.append((label, answer.number(gain.mean), "points", answer.interval(gain)))
-    return _fill("tiles", tiles=found)
+    return fill("tiles", tiles=found)
 
 
 def accuracy_tiles(metrics: Mapping[str, Any]) -> Markup:
@@ -86,12 +87,12 @@ def accuracy_tiles(metrics: Mapping[str, Any]) -> Markup:
         ("test", f"{metrics['test_accuracy']:.1f}", "%", "read once, with the best weights"),
         ("validation", f"{metrics['val_accuracy']:.1f}", "%", f"at step {best} of {steps}"),
     ]
-    return _fill("tiles", tiles=found)
+    return fill("tiles", tiles=found)
 
 
 def group(title: str, parts: Sequence[Section]) -> Section:
     """Several sections under one heading."""
-    return Section(title, Markup("").join(_fill("part", part=part) for part in parts))
+    return Section(title, Markup("").join(fill("part", part=part) for part in parts))
 
 
 # ------------------------------------------------------------------------------ the strips
@@ -161,8 +162,8 @@ def arms(entry: answer.Compare) -> Section:
                 scale.bar(gain),
             )
         )
-    html = _fill("strips", strips=strips, scale=scale)
-    return Section("Test accuracy per arm", html + _fill("seeds_table", entry=entry))
+    html = fill("strips", strips=strips, scale=scale)
+    return Section("Test accuracy per arm", html + fill("seeds_table", entry=entry))
 
 
 def gains(entry: answer.Compare) -> Section:
@@ -196,8 +197,8 @@ def gains(entry: answer.Compare) -> Section:
                 scale.bar(gain),
             )
         )
-    html = _fill("strips", strips=strips, scale=scale)
-    html += _fill("control_note", control=entry["control"])
+    html = fill("strips", strips=strips, scale=scale)
+    html += fill("control_note", control=entry["control"])
     return Section("Differences, seed by seed", html)
 
 
@@ -210,7 +211,7 @@ def by_shots(entries: Sequence[answer.Compare]) -> Section:
     note = "Bands are 95 % intervals over seeds."
     return Section(
         "Against the number of labelled samples",
-        _fill("charts", charts=charts, arms=list(entries[0]["arms"]), note=note),
+        fill("charts", charts=charts, arms=list(entries[0]["arms"]), note=note),
     )
 
 
@@ -219,7 +220,7 @@ def learning_curves(arms: plots.Curves) -> Section:
     charts = [plots.accuracy_chart(arms), *plots.loss_charts(arms)]
     several = any(len(curve["val_accuracy"]) > 1 for curve in arms.values())
     note = "Lines are means over seeds, bands go from the lowest to the highest seed."
-    html = _fill(
+    html = fill(
         "charts",
         charts=[Markup(chart) for chart in charts],
         arms=list(arms) if len(arms) > 1 else [],
@@ -245,7 +246,7 @@ def inputs(shown: Mapping[str, Sequence[Mapping[str, str]]], folder: Path) -> Se
         ]
         for modality, entries in shown.items()
     }
-    return Section("What the model saw", _fill("inputs", modalities=modalities))
+    return Section("What the model saw", fill("inputs", modalities=modalities))
 
 
 def _data_url(folder: Path, name: str | None) -> str | None:
@@ -268,7 +269,7 @@ def checks(guards: Mapping[str, Any], quarantined: int) -> Section:
     rows.append(("sources shared by two modalities", "; ".join(shared) or "none"))
     rows.append(("samples that could not be read", str(quarantined)))
     warnings = list(guards.get("warnings", []))
-    return Section("Checks on the data", _fill("checks", rows=rows, warnings=warnings))
+    return Section("Checks on the data", fill("checks", rows=rows, warnings=warnings))
 
 
 def conduct(env: Mapping[str, Any], seconds: float | None) -> Section:
@@ -284,9 +285,9 @@ def conduct(env: Mapping[str, Any], seconds: float | None) -> Section:
     rows += _rows({"forecast": env["forecast"]} if env.get("forecast") else {})
     placement = dict(env.get("placement") or {})
     workers = placement.pop("workers", [])
-    html = _fill("facts", rows=rows + _rows(placement))
+    html = fill("facts", rows=rows + _rows(placement))
     if workers:
-        html += _fill("table", caption="Workers", **_columns(workers))
+        html += fill("table", caption="Workers", **_columns(workers))
     data = [
         {
             "data": name,
@@ -296,12 +297,12 @@ def conduct(env: Mapping[str, Any], seconds: float | None) -> Section:
         }
         for name, facts in env.get("data", {}).items()
     ]
-    return Section("How it was run", html + _fill("table", caption="Data", **_columns(data)))
+    return Section("How it was run", html + fill("table", caption="Data", **_columns(data)))
 
 
 def recipe(text: str) -> Section:
     """The resolved recipe: the same file gives the same run."""
-    return Section("Recipe", _fill("code", text=text), wide=False)
+    return Section("Recipe", fill("code", text=text), wide=False)
 
 
 def versions(env: Mapping[str, Any]) -> Section:
@@ -313,12 +314,12 @@ def versions(env: Mapping[str, Any]) -> Section:
     rows += list(env.get("versions", {}).items())
     if env.get("dataset_sha256"):
         rows.append(("data sha256", env["dataset_sha256"][:12]))
-    return Section("Versions", _fill("facts", rows=rows), wide=False)
+    return Section("Versions", fill("facts", rows=rows), wide=False)
 
 
 def numbers(facts: Mapping[str, Any], title: str) -> Section:
     """Any nested numbers as a plain table."""
-    return Section(title, _fill("facts", rows=_rows(facts)))
+    return Section(title, fill("facts", rows=_rows(facts)))
 
 
 def _rows(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -90,18 +90,23 @@ class DecodedCache:
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit, self.size = limit_bytes, 0
-        self._items: dict[tuple[str, int], Tensor] = {}
+        self.full = False  # something did not fit
+        self.items: dict[tuple[str, int], Tensor] = {}
         self._lock = threading.Lock()
 
     def get(self, place: tuple[str, int]) -> Tensor | None:
-        return self._items.get(place)
+        return self.items.get(place)
 
     def put(self, place: tuple[str, int], item: Tensor) -> None:
         size = item.element_size() * item.nelement()
         with self._lock:
-            if self.size + size <= self.limit and place not in self._items:
-                self._items[place] = item
-                self.size += size
+            if place in self.items:
+                return
+            if self.size + size > self.limit:
+                self.full = True
+                return
+            self.items[place] = item
+            self.size += size
 
 
 class Assembler:

@@ -114,6 +114,30 @@ def test_a_dry_run_says_what_the_trunk_starts_from(bert_recipe, write_recipe, tm
     assert "has no model.safetensors" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_learned_mix_is_the_same_for_any_number_of_workers_and_goes_on_after_a_stop(
+    ray_cluster, tiny_recipe, write_recipe, tmp_path
+):
+    for name in ("text", "wave"):
+        tiny_recipe["modalities"][name]["ratio"] = "adaptive"
+    path = write_recipe(tiny_recipe)
+    mixes = []
+    for workers in (1, 2):
+        out = tmp_path / f"w{workers}"
+        assert cli.main(["train", path, f"train.workers={workers}", "--out", str(out)]) == 0
+        mixes.append(json.loads((out / "metrics.json").read_text())["mix"])
+    assert [entry["step"] for entry in mixes[0]] == [4, 8]
+    for one, two in zip(*mixes, strict=True):
+        for what in ("gain", "ratio"):
+            assert two[what] == pytest.approx(one[what], rel=1e-3, abs=1e-4)
+    out = str(tmp_path / "parts")
+    assert cli.main(["train", path, "train.steps=6", "--out", out]) == 0
+    assert cli.main(["train", path, "train.workers=1", "--out", out, "--resume"]) == 0
+    metrics = json.loads((tmp_path / "parts" / "metrics.json").read_text())
+    assert [entry["step"] for entry in metrics["mix"]] == [4, 8] and metrics["steps"] == 12
+
+
 def test_the_trace_forgets_what_the_model_did_not_learn(tmp_path: Path):
     first = [Trace(tmp_path, (rank, 2), 0) for rank in (0, 1)]
     for step in range(3):

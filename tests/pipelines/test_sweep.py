@@ -1,0 +1,305 @@
+"""`uml sweep` on a local Ray: the files, the answer, fairness, early stopping, resume, kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines import cli
+from pipelines.tuning.journal import NAME, Journal
+
+RECIPE = """
+name: tiny-sweep
+target: image
+shots: 4
+data_root: {data}
+modalities:
+  image: {{kind: image, train: image-train-*.tar, test: image-test-*.tar, size: 12}}
+  text: {{kind: text, train: text-train-*.tar, vocab: 64}}
+  wave: {{kind: sequence, train: wave-train-*.tar, ratio: 0}}
+model: {{width: 16, depth: 1, heads: 2}}
+train: {{steps: 12, batch_size: 8, lr: 3e-3, validate_every: 3, device: cpu}}
+sweep: {{trials: 4, confirm: 2, keep: 2}}
+seeds: [3, 4]
+"""
+
+
+# The first rate learns, the others do not: early stopping has something to stop.
+RATES = """
+from tune_spaces.base import Knob, Space
+
+SPACE = Space(
+    "rates",
+    "Learning rates far apart.",
+    lambda context: [Knob("rate", (1e-2, 1e-7, 2e-7), target=True)],
+    lambda values, context: {"train.lr": values["rate"]},
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_data, tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    path.write_text(RECIPE.format(data=tiny_data))
+    return str(path)
+
+
+def sweep(recipe: str, out: Path, *args: str) -> dict:
+    assert cli.main(["sweep", recipe, "--out", str(out), *args]) == 0
+    return json.loads((out / "sweep.json").read_text())
+
+
+def runs_of(out: Path):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=json.loads((out / "tracking.json").read_text())["uri"])
+    [experiment] = [e for e in client.search_experiments() if e.name == "tiny-sweep"]
+    return client, client.search_runs([experiment.experiment_id])
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster, recipe, tmp_path_factory) -> Path:
+    """One sweep with early stopping and a confirmation, shared by the tests of this file."""
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    sweep(recipe, out, "--space", "modality_ratio")
+    return out
+
+
+@pytest.mark.ray
+def test_sweep_json_has_the_documented_fields(finished: Path):
+    found = json.loads((finished / "sweep.json").read_text())
+    assert found["confirmed"] is True and found["gain"].keys() == {"mean", "ci95"}
+    trials = found["trials"]
+    assert [t["kind"] for t in trials].count("baseline") == 1 and len(trials) == 5
+    baseline = next(t for t in trials if t["kind"] == "baseline")
+    assert baseline["status"] == "finished" and baseline["spent"] == 100
+    for trial in trials:
+        assert len(trial["val_accuracy"]) == 2
+        if trial["status"] == "finished":
+            assert trial["target_samples"] == 12 * 8
+            assert trial["flops"] == pytest.approx(trial["planned"]["flops"])
+    assert len({t["flops"] for t in trials if t["status"] == "finished"}) > 1
+
+
+@pytest.mark.ray
+def test_the_sentence_is_that_of_seeds_the_sweep_did_not_use(finished: Path):
+    found = json.loads((finished / "sweep.json").read_text())
+    entry = found["confirmation"]
+    assert not set(entry["seeds"]) & set(found["seeds"])
+    uml, alone = (entry["arms"][a]["test_accuracy"] for a in ("uml", "unimodal"))
+    gain = sum(a - b for a, b in zip(uml, alone, strict=True)) / 2
+    assert found["gain"]["mean"] == pytest.approx(gain) == entry["gain"]["mean"]
+    assert "2 seeds that the sweep did not use" in found["sentence"]
+    spent = entry["adaptive"]["flops"] / entry["arms"]["uml"]["flops"]
+    assert spent < 1.15 and found["adaptive_sentence"]  # rounding of a few batches
+
+
+@pytest.mark.ray
+def test_the_files_of_a_sweep_and_bounded_disk_use(finished: Path, capsys):
+    for name in ("report.html", "frontier.png", "best.yaml", "environment.json", "recipe.yaml"):
+        assert (finished / name).stat().st_size > 0, name
+    model = {path.name for path in (finished / "model").iterdir()}
+    assert model == {"model.safetensors", "recipe.yaml", "classes.json"}
+    assert not list(finished.glob("tune-*"))
+    kept = {path.name for path in (finished / "trials").iterdir()}
+    found = json.loads((finished / "sweep.json").read_text())
+    ranked = sorted(
+        (t for t in found["trials"] if t["status"] == "finished"),
+        key=lambda t: -t["score"]["mean"],
+    )
+    assert kept == {t["key"] for t in ranked[:2]}
+    assert cli.main(["train", str(finished / "best.yaml"), "--dry-run"]) == 0  # a recipe as any
+
+
+@pytest.mark.ray
+def test_tracking_and_the_registered_model_come_once_also_after_a_resume(finished: Path, recipe):
+    first = json.loads((finished / "sweep.json").read_text())
+    again = sweep(recipe, finished, "--space", "modality_ratio", "--resume")
+    assert again["trials"] == first["trials"] and again["sentence"] == first["sentence"]
+    client, runs = runs_of(finished)
+    children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
+    assert len(runs) == len(children) + 1 and len(children) == 5 + 4
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    [version] = client.search_model_versions("name = 'tiny-sweep'")
+    assert version.tags["confirmed"] == "true" and version.tags["space"] == "modality_ratio"
+    [parent] = [r for r in runs if r not in children]
+    assert version.run_id == parent.info.run_id
+    names = {a.path for a in client.list_artifacts(parent.info.run_id, "model")}
+    assert "model/model.safetensors" in names
+    starts = [line for line in (finished / NAME).read_text().splitlines() if '"start"' in line]
+    assert len(starts) == 5 + 4
+
+
+@pytest.mark.ray
+def test_a_sweep_is_resumed_as_the_same_sweep_only(finished: Path, recipe, capsys):
+    argv = ["sweep", recipe, "--out", str(finished), "--resume", "--space", "optimiser"]
+    assert cli.main(argv) == 2
+    assert "holds another sweep" in capsys.readouterr().err
+
+
+@pytest.mark.ray
+def test_optuna_at_equal_flops_without_confirmation(ray_cluster, recipe, tmp_path):
+    pytest.importorskip("optuna")
+    found = sweep(
+        recipe,
+        tmp_path / "out",
+        *("--space", "modality_ratio+loss_weight"),
+        *("sweep.search=optuna", "sweep.budget=flops", "sweep.confirm=0", "sweep.trials=3"),
+    )
+    assert found["confirmed"] is False and found["sentence"].startswith("Not confirmed")
+    flops = [t["flops"] for t in found["trials"]]
+    assert len(flops) == 4 and max(flops) < 1.5 * min(flops)  # whole steps of a short run
+    alone = found["trials"][0]
+    assert alone["kind"] == "baseline"
+    assert alone["target_samples"] > max(t["target_samples"] for t in found["trials"][1:])
+
+
+def test_problems_come_before_anything_starts(recipe, tmp_path, capsys):
+    out = tmp_path / "out"
+    for argv, said in (
+        (["--space", "modality_rato"], "did you mean 'modality_ratio'"),
+        (["--space", "optimiser", "seeds=[1]"], "one seed gives no interval"),
+        (["--space", "optimiser", "shots=[1,2]"], "one number of shots"),
+        (["--space", "exchange_rate", "shots=16"], "at image samples per class 16"),
+        (["--space", "paper_grid", "sweep.workers=9"], "batch_size: 8 is less than one sample"),
+    ):
+        assert cli.main(["sweep", recipe, "--out", str(out), *argv]) == 2
+        assert said in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_dry_run_says_what_each_trial_costs(recipe, capsys):
+    assert cli.main(["sweep", recipe, "--space", "modality_ratio", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "trials      5 (1 without auxiliary data), each on 2 seeds, 4 validations" in text
+    assert "confirmed   on seeds 5, 6" in text and text.count("GFLOPs  ") == 5
+
+
+# ----------------------------------------------------------------------------- what goes wrong
+
+
+def trial_processes() -> list[int]:
+    """Process ids of Tune trials that are children of this process's Ray."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline", "ppid"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if line.startswith("ray::ImplicitFunc"):
+            found.append(process.info["pid"])
+    return found
+
+
+class Assassin(threading.Thread):
+    """Kills trial processes of this test's own sweep, `times` times, once they have reported."""
+
+    def __init__(self, out: Path, times: int) -> None:
+        super().__init__(daemon=True)
+        self.out, self.left, self.done = out, times, False
+
+    def run(self) -> None:
+        seen = 0
+        while self.left and not self.done:
+            time.sleep(0.05)
+            path = self.out / NAME
+            reports = path.read_text().count('"report"') if path.is_file() else 0
+            victims = trial_processes() if reports > seen else []
+            if victims:
+                os.kill(victims[0], signal.SIGKILL)
+                self.left -= 1
+                seen = reports + 1
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_trial_that_dies_is_tried_again_then_marked(ray_cluster, recipe, tmp_path):
+    args = ("--space", "modality_ratio", "sweep.search=grid", "sweep.confirm=0", "train.steps=60")
+    undisturbed = sweep(recipe, tmp_path / "calm", *args)
+    for retries, kills in ((2, 1), (0, 1)):
+        out = tmp_path / f"retries{retries}"
+        assassin = Assassin(out, kills)
+        assassin.start()
+        found = sweep(recipe, out, *args, f"sweep.max_failures={retries}")
+        assassin.done = True
+        assert assassin.left == 0, "no trial was killed"
+        failed = [t for t in found["trials"] if t["status"] == "failed"]
+        assert len(failed) == (0 if retries else 1)
+        calm = {t["key"]: t["val_accuracy"] for t in undisturbed["trials"]}
+        for trial in found["trials"]:
+            if trial["status"] == "finished":
+                assert trial["val_accuracy"] == calm[trial["key"]]
+        assert all(t["error"] for t in failed)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_sweep_resumes_and_loses_at_most_the_running_trials(ray_cluster, recipe, tmp_path):
+    args = ["--space", "modality_ratio", "sweep.search=grid", "train.steps=60"]
+    calm = sweep(recipe, tmp_path / "calm", *args)
+    out = tmp_path / "runs" / "killed"
+    command = [sys.executable, "-m", "pipelines.sweep", recipe, "--out", str(out), *args]
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    driver = subprocess.Popen(command, env=env, start_new_session=True)
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and driver.poll() is None:
+        path = out / NAME
+        if path.is_file() and path.read_text().count('"end"') >= 4:
+            break
+        time.sleep(0.05)
+    assert driver.poll() is None, "the sweep ended before it could be killed"
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    ended = {key for key, record in Journal(out).records.items() if record.ended}
+    assert len(ended) >= 4
+    found = sweep(recipe, out, *args, "--resume")
+    lines = [json.loads(line) for line in (out / NAME).read_text().splitlines()]
+    starts = [line["trial"]["key"] for line in lines if line["kind"] == "start"]
+    assert all(starts.count(key) == 1 for key in ended)  # what had ended was not run again
+    for a, b in zip(calm["trials"], found["trials"], strict=True):
+        assert (a["key"], a["val_accuracy"], a["status"]) == (
+            b["key"],
+            b["val_accuracy"],
+            b["status"],
+        )
+    assert found["gain"] == calm["gain"]
+    _, runs = runs_of(out)
+    assert len(runs) == 1 + len(found["trials"]) + 4
+    assert len({r.info.run_name for r in runs}) == len(runs)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_trials_of_two_workers_leak_nothing_and_give_what_one_worker_gives(
+    ray_cluster, recipe, tmp_path
+):
+    """Early stopping ends Ray Train runs while others wait for their place."""
+    import ray
+
+    space = tmp_path / "rates.py"
+    space.write_text(RATES)
+    args = ("--space", str(space), "sweep.confirm=0")
+    two = sweep(recipe, tmp_path / "two", *args, "sweep.workers=2")
+    one = sweep(recipe, tmp_path / "one", *args, "sweep.search=grid")
+    assert len(two["trials"]) == 6 and not [t for t in two["trials"] if t["status"] == "failed"]
+    assert "stopped" in {t["status"] for t in two["trials"]}, "nothing was stopped early"
+    by_key = {json.dumps(t["settings"]): t["val_accuracy"] for t in one["trials"]}
+    for trial in two["trials"]:
+        if trial["status"] == "finished":
+            expected = by_key[json.dumps(trial["settings"])]
+            assert trial["val_accuracy"] == pytest.approx(expected, abs=0.01)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        table = ray.util.placement_group_table().values()
+        if all(group["state"] == "REMOVED" for group in table):
+            break
+        time.sleep(1)
+    assert all(group["state"] == "REMOVED" for group in ray.util.placement_group_table().values())

@@ -1,0 +1,89 @@
+"""Early stopping and guided search, without Ray running."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from pipelines.tuning.journal import Record
+from pipelines.tuning.search import Guided, Halving, Queue
+from tune_spaces.base import Context, find
+from uml_core import recipe
+
+
+def report(validation, accuracy):
+    return {"validation": validation, "val_accuracy": accuracy}
+
+
+@pytest.fixture
+def judged(make_trial):
+    """(scheduler, key, arm, validation, accuracy) -> what becomes of the trial."""
+
+    def judge(scheduler, key, validation, accuracy, arm="uml"):
+        trial = SimpleNamespace(config={"trial": make_trial(key, arm=arm).to_json()})
+        return scheduler.on_trial_result(None, trial, report(validation, accuracy))
+
+    return judge
+
+
+def test_the_worst_are_stopped_at_a_rung_and_only_there(judged):
+    halving = Halving(12, [])  # rungs at validations 3 and 9
+    assert judged(halving, "good", 3, 50.0) == "CONTINUE"
+    assert judged(halving, "bad", 1, 1.0) == "CONTINUE"
+    assert judged(halving, "bad", 3, 10.0) == "STOP"
+    assert judged(halving, "better", 3, 60.0) == "CONTINUE"
+    assert judged(halving, "good", 5, 10.0) == "CONTINUE"
+
+
+def test_baselines_are_never_stopped_and_do_not_count(judged):
+    halving = Halving(12, [])
+    assert judged(halving, "base", 3, 90.0, "unimodal") == "CONTINUE"
+    assert judged(halving, "good", 3, 50.0) == "CONTINUE"  # 90 is no cutoff
+    assert judged(halving, "base", 9, 1.0, "unimodal") == "CONTINUE"
+
+
+def test_rungs_stand_after_a_resume_and_count_each_trial_once(judged, make_trial):
+    known = [
+        Record(make_trial("good"), [report(3, 50.0)], None, "finished"),
+        Record(make_trial("open"), [report(3, 60.0)], None, "running"),
+    ]
+    halving = Halving(12, known)
+    assert judged(halving, "late", 3, 10.0) == "STOP"
+    assert judged(halving, "open", 3, 0.0) == "CONTINUE"  # it was judged before the kill
+    [recorded] = [rung for milestone, rung in halving._brackets[0]._rungs if milestone == 3]
+    assert recorded == {"good": 50.0, "open": 60.0, "late": 10.0}
+
+
+def test_a_queue_ends(make_trial):
+    queue = Queue([make_trial("a"), make_trial("b")])
+    assert [t and t.key for t in (queue.next(), queue.next(), queue.next())] == ["a", "b", None]
+
+
+def test_guided_search_proposes_what_scores_and_goes_on_after_a_resume(tiny_recipe, make_trial):
+    pytest.importorskip("optuna")
+    context = Context(recipe.from_dict(tiny_recipe), {"image": 48, "text": 48, "wave": 48})
+    space = find("loss_weight")
+
+    def make(key, values):
+        return make_trial(key, values=dict(values), settings={})
+
+    def guided(count, known=(), first=()):
+        return Guided(space, context, count, 0, make, first, known)
+
+    def score(trial):  # the smaller the weight of the text loss the better
+        return 100 - 40 * trial.values["weight of the text loss"]
+
+    search, records = guided(30, first=[make_trial("base", arm="unimodal")]), []
+    assert search.next().key == "base"
+    while (trial := search.next()) is not None:
+        records.append(Record(trial, [{"val_accuracy": score(trial)}], None, "finished"))
+        search.told(records[-1])
+    weights = [r.trial.values["weight of the text loss"] for r in records]
+    assert len(weights) == 30 and len({r.trial.key for r in records}) == 30
+    assert sorted(weights[20:])[5] < sorted(weights[:10])[5]  # later ones are better
+
+    resumed = guided(33, known=records)
+    later = [resumed.next() for _ in range(4)]
+    assert [t and t.key for t in later] == ["trial-031", "trial-032", "trial-033", None]
+    assert min(t.values["weight of the text loss"] for t in later[:3]) < 0.5

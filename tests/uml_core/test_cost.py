@@ -1,0 +1,76 @@
+"""Counted operations and runs of equal cost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from uml_core import recipe
+from uml_core.cost import batch_flops, cost, with_flops, with_samples, with_steps
+from uml_core.learner import UnpairedLearner
+from uml_core.modalities.base import Batch
+from uml_core.recipe import override
+
+FLOPS = {"image": 100.0, "text": 10.0, "wave": 40.0}
+
+
+@pytest.fixture
+def plain(tiny_recipe):
+    return recipe.from_dict(tiny_recipe)
+
+
+def test_operations_of_a_linear_model_are_what_arithmetic_says():
+    """A stem 6 -> 8 and a head 8 -> 3 on 4 vectors: forward, and two products each backward."""
+    spec = recipe.from_dict(
+        {
+            "name": "v",
+            "target": "v",
+            "data_root": ".",
+            "modalities": {
+                "v": {
+                    "kind": "vector",
+                    "train": "v.tar",
+                    "test": "w.tar",
+                    "stem": "linear",
+                    "dim": 6,
+                }
+            },
+            "model": {"width": 8, "trunk": "none"},
+        }
+    )
+    learner = UnpairedLearner({"v": spec.modalities["v"].build()}, spec.model, num_classes=3)
+    batch = Batch(torch.randn(4, 6), torch.tensor([0, 1, 2, 0]))
+    forward = 2 * 4 * 6 * 8 + 2 * 4 * 8 * 3
+    stem_backward = 2 * 4 * 6 * 8  # the input needs no gradient
+    head_backward = 2 * (2 * 4 * 8 * 3)
+    assert batch_flops(learner, {"v": batch})["v"] == forward + stem_backward + head_backward
+    assert all(p.grad is None for p in learner.parameters())
+
+
+def test_cost_counts_the_batches_of_the_schedule(plain):
+    found = cost(plain, FLOPS)  # 12 steps, text 1 and wave 0.5 per target batch
+    assert found.batches == {"image": 12, "text": 12, "wave": 6}
+    assert found.target_samples == 12 * 8
+    assert found.flops == 12 * 100 + 12 * 10 + 6 * 40
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.25, 1.0, 4.0])
+def test_equal_flops_give_the_most_steps_within_the_budget(plain, ratio):
+    changed = override(plain, {"modalities.text.ratio": ratio, "modalities.wave.ratio": 0.0})
+    budget = cost(plain, FLOPS).flops
+    fitted = with_flops(changed, FLOPS, budget)
+    more = with_steps(fitted, fitted.train.steps + 1)
+    assert cost(fitted, FLOPS).flops <= budget < cost(more, FLOPS).flops
+
+
+def test_equal_samples_with_another_batch_size(plain):
+    small = override(plain, {"train.batch_size": 4})
+    fitted = with_samples(small, plain.train.steps * plain.train.batch_size)
+    assert cost(fitted, FLOPS).target_samples == cost(plain, FLOPS).target_samples
+    assert fitted.train.steps == 24 and fitted.train.validate_every == 8  # as many validations
+
+
+def test_warm_up_keeps_its_share_of_the_run(plain):
+    warm = override(plain, {"train.warmup": {"modality": "image", "steps": 3}})
+    assert with_steps(warm, 24).train.warmup.steps == 6
+    assert with_steps(warm, 1).train.warmup is None  # it would leave no step for the others

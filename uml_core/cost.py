@@ -1,0 +1,87 @@
+"""What a run costs: floating-point operations, counted; and runs of equal cost.
+
+Operations are those of one real forward and backward pass per modality (torch's flop counter:
+matrix products, convolutions, attention; a multiplication and its addition are two), times the
+batches that the schedule takes. Optimiser and validation are left out: they are the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch.utils.flop_counter import FlopCounterMode
+
+from uml_core.learner import UnpairedLearner
+from uml_core.modalities.base import Batch
+from uml_core.specs import Recipe
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one run of one seed.
+
+    target_samples  samples of the target that go into updates
+    batches         modality -> batches
+    flops           floating-point operations of all forward and backward passes
+    """
+
+    target_samples: int
+    batches: dict[str, int]
+    flops: float
+
+
+def batch_flops(learner: UnpairedLearner, batches: Mapping[str, Batch]) -> dict[str, float]:
+    """Modality -> operations of one forward and backward pass of its batch."""
+    out = {}
+    for name, batch in batches.items():
+        with FlopCounterMode(display=False) as counter:
+            sums, _ = learner([(name, batch)])
+            sums.sum().backward()
+        out[name] = float(counter.get_total_flops())
+    learner.zero_grad(set_to_none=True)
+    return out
+
+
+def cost(recipe: Recipe, flops: Mapping[str, float]) -> Cost:
+    """What a run of this recipe takes; `flops` as `batch_flops` gives them, per full batch."""
+    schedule = recipe.schedule()
+    taken = {name: n for name, n in schedule.consumed(schedule.total).items() if n}
+    total = sum(n * flops[name] for name, n in taken.items())
+    return Cost(taken[recipe.target] * recipe.train.batch_size, taken, total)
+
+
+def with_samples(recipe: Recipe, samples: int) -> Recipe:
+    """The recipe with as many target steps as `samples` target samples fill, at least one."""
+    return with_steps(recipe, max(1, round(samples / recipe.train.batch_size)))
+
+
+def with_flops(recipe: Recipe, flops: Mapping[str, float], budget: float) -> Recipe:
+    """The recipe with the most target steps whose cost stays within `budget`, at least one."""
+    low, high = 1, 2
+    while cost(with_steps(recipe, high), flops).flops <= budget:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if cost(with_steps(recipe, middle), flops).flops <= budget:
+            low = middle
+        else:
+            high = middle
+    return with_steps(recipe, low)
+
+
+def with_steps(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe with `steps` target steps, as many validations as before, warm-up in proportion.
+
+    Equal numbers of validations matter: each is one chance to pick the best weights.
+    """
+    train = recipe.train
+    factor = steps / train.steps
+    every = max(1, round(train.validate_every * factor))
+    warmup = train.warmup
+    if warmup:
+        assert warmup.steps is not None, "how many steps an epoch has is known with the data only"
+        scaled = max(1, round(warmup.steps * factor))
+        none_left = warmup.modality == recipe.target and scaled >= steps
+        warmup = None if none_left else replace(warmup, steps=scaled)
+    return replace(recipe, train=replace(train, steps=steps, validate_every=every, warmup=warmup))
