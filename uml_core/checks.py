@@ -49,6 +49,7 @@ _LEAST = {
     "sweep.max_failures": 0,
     "world.train": 1,
     "world.test": 1,
+    "evaluate.samples": 100,
 }
 _ABOVE_ZERO = (
     "model.norm_eps",
@@ -86,6 +87,7 @@ def check(recipe: Recipe, names: Collection[str], problems: list[str]) -> None:
     for name, spec in recipe.modalities.items():
         _check_modality(recipe, name, spec, problems)
     _check_compare(recipe.compare, problems)
+    _check_evaluate(recipe, problems)
 
 
 def _check_numbers(recipe: Recipe, problems: list[str]) -> None:
@@ -250,3 +252,13 @@ def _check_compare(spec: CompareSpec, problems: list[str]) -> None:
     for arm in spec.arms:
         if arm not in ARMS:
             problems.append(f"compare.arms: unknown arm '{arm}'{near(arm, ARMS)}")
+
+
+def _check_evaluate(recipe: Recipe, problems: list[str]) -> None:
+    for field in ("shots", "split_seeds"):
+        values, least = getattr(recipe.evaluate, field), int(field == "shots")
+        if not values or len(set(values)) < len(values) or min(values) < least:
+            problems.append(f"evaluate.{field}: give at least one, each once, none below {least}")
+    for name in recipe.tests:
+        if not _NAME.fullmatch(name):
+            problems.append(f"tests.{name}: a name is made of letters, digits and spaces")
