@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.reporting.terminal import Progress
 from pipelines.running.board import Board, Listener, Reporter
-from pipelines.running.data import Round
+from pipelines.running.data import Round, analysed
 from pipelines.running.feed import Feed, load_batches
 from pipelines.running.jobs import limit_threads, run_workers
 from pipelines.streams.shards import Index
@@ -36,6 +36,9 @@ from uml_core.loop import DataParallel, Fit, OneProcess, World, accuracy, train
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
 from uml_core.specs import Recipe, grid_points
+
+ARMS = "arms"  # folder of the chosen weights inside --out
+ARMS_BYTES = 1 << 30  # of the chosen weights of all seeds; above it the first seed's are kept
 
 
 @dataclass(frozen=True)
@@ -209,17 +212,17 @@ class Member:
     # --------------------------------------------------------------------- checkpoints
 
     def _keep(self, number: int, unit: Unit, fit: Fit) -> None:
-        """Writes a finished fit's outcome and the weights of its target path."""
+        """Writes a finished fit's outcome and weights; of most fits those of the target's path."""
         name = f"round{number:04d}-{unit.arm}-{unit.point}"
         outcome = Outcome(
             unit, fit.best_accuracy, fit.best_step, fit.history, fit.diverged_at, fit.skipped
         )
         (self.folder / f"{name}.json").write_text(json.dumps(asdict(outcome)))
         if fit.best_weights is not None:
-            save_file(
-                target_path(fit.best_weights, self.recipe.target),
-                self.folder / f"{name}.safetensors",
-            )
+            weights = {k: v.contiguous() for k, v in fit.best_weights.items()}
+            if (unit.shots, unit.seed) != analysed(self.recipe):
+                weights = target_path(weights, self.recipe.target)
+            save_file(weights, self.folder / f"{name}.safetensors")
 
     def _report(self, number: int) -> None:
         """Checkpoints all rounds up to this one; a barrier over the workers."""
@@ -264,6 +267,7 @@ class Member:
                 mine[at.shots, arm, at.seed] = self._test(unit, at, weights, test)
             if self.rank == 0:
                 self._save_model(Path(folder), outcomes, chosen)
+                self._save_arms(Path(folder), chosen)
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, (mine, self._placement()))
         accuracy_of = {key: value for part, _ in gathered for key, value in part.items()}
@@ -299,7 +303,7 @@ class Member:
         chosen: dict[int | None, dict[str, int]],
     ) -> None:
         """The chosen UML fit of best validation (at the most shots): target path and recipe."""
-        shots = max(chosen, key=lambda k: float("inf") if k is None else k)
+        shots, _ = analysed(self.recipe)
         candidates = [
             (outcome.val_accuracy, name)
             for name, outcome in outcomes
@@ -310,10 +314,31 @@ class Member:
         _, name = max(candidates, key=lambda pair: pair[0])
         model = Path(self.cohort.out) / "model"
         model.mkdir(exist_ok=True)
-        shutil.copyfile(folder / f"{name}.safetensors", model / "model.safetensors")
+        weights = load_file(folder / f"{name}.safetensors")
+        save_file(target_path(weights, self.recipe.target), model / "model.safetensors")
         (model / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
         names = json.dumps(list(self.cohort.classes), ensure_ascii=False, indent=1)
         (model / "classes.json").write_text(names + "\n", encoding="utf-8")
+
+    def _save_arms(self, folder: Path, chosen: dict[int | None, dict[str, int]]) -> None:
+        """The chosen fits at the most shots for `uml evaluate`, of every seed where that is little.
+
+        Those of the first seed hold all modalities, the others the target's path.
+        """
+        shots, first = analysed(self.recipe)
+        files = {
+            (at.seed, arm): folder / f"round{number:04d}-{arm}-{point}.safetensors"
+            for number, at in enumerate(self.cohort.rounds)
+            if at.shots == shots
+            for arm, point in chosen[shots].items()
+        }
+        files = {place: path for place, path in files.items() if path.is_file()}
+        many = sum(path.stat().st_size for path in files.values()) > ARMS_BYTES
+        for (seed, arm), path in files.items():
+            if seed == first or not many:
+                to = Path(self.cohort.out) / ARMS / f"{arm}-seed{seed}.safetensors"
+                to.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, to)
 
     def _placement(self) -> dict[str, Any]:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"

@@ -275,6 +275,15 @@ def rounds_of(recipe: Recipe) -> Iterator[tuple[int | None, int]]:
             yield k, seed
 
 
+def analysed(recipe: Recipe) -> tuple[int | None, int]:
+    """The (shots, seed) whose fits are looked at closely: the most shots, the first seed.
+
+    Fixed before anything runs, so that no arm was picked for what it shows.
+    """
+    found = [k for k, _ in rounds_of(recipe)]
+    return max(found, key=lambda k: float("inf") if k is None else k), recipe.seeds[0]
+
+
 def num_classes(recipe: Recipe, data: Data) -> int | None:
     """C of the shared classifier, None in the self-supervised setting."""
     return len(data.classes) if recipe.setting == "supervised" else None
