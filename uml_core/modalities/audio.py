@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torchaudio.transforms import MelSpectrogram, Resample
 
 from uml_core.modalities.base import BadSample, Modality
-from uml_core.modalities.common import least_problems, option, pad_stack
+from uml_core.modalities.common import grouped, least_problems, option, pad_stack
 from uml_core.modalities.sequence import ConvStem, FrameStem, conv_positions
 
 MAX_CHANNELS = 32
@@ -161,10 +161,7 @@ class Audio(Modality):
         """(frames, mels) -> what one position holds: a spectrum, or a group of `patch` spectra."""
         if self.options.stem != "patches":
             return spectra
-        patch = self.options.patch
-        spectra = F.pad(spectra, (0, 0, 0, max(0, patch - len(spectra))))  # at least one group
-        groups = len(spectra) // patch
-        return spectra[: groups * patch].reshape(groups, -1)
+        return grouped(spectra, self.options.patch)
 
     def stem(self, width: int, *, supervised: bool) -> nn.Module:
         if supervised and self.options.stem != "patches":

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from uml_core.modalities.base import BadSample
@@ -97,6 +98,16 @@ def pad_stack(items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         return torch.stack(list(items)), None
     mask = torch.arange(longest)[None, :] < lengths[:, None]
     return pad_sequence(list(items), batch_first=True), mask
+
+
+def grouped(series: Tensor, size: int) -> Tensor:
+    """(T, D) -> (T // size, size * D): one row per group of `size` steps.
+
+    What is left over at the end is dropped; a series shorter than a group is padded to one.
+    """
+    series = F.pad(series, (0, 0, 0, max(0, size - len(series))))
+    groups = len(series) // size
+    return series[: groups * size].reshape(groups, -1)
 
 
 def unpad(x: Tensor, mask: Tensor | None) -> list[Tensor]:
