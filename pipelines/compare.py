@@ -40,6 +40,7 @@ from pipelines.running.data import (
 from pipelines.running.dry_run import describe
 from pipelines.running.runtime import ray_session
 from pipelines.tracking import PARENT, Tracker
+from uml_core.analysis.gradients import GradientReport
 from uml_core.arms import applicable, control_description
 from uml_core.comparison import conclude, curves
 from uml_core.language_trunk import check_weights
@@ -175,6 +176,9 @@ def _track(
                 steps = traces[arm]["steps"][: len(values)]
                 tracker.log_series(key, "val_accuracy", steps, values)
                 tracker.log_metrics(key, {"test_accuracy": numbers["test_accuracy"][i]}, 0)
+                for at in traces[arm]["gradients"][i] if "gradients" in traces[arm] else []:
+                    report = GradientReport.from_json(at)
+                    tracker.log_metrics(key, report.metrics(), report.step)
                 tracker.end(key)
         for name in ("gain", "control_gain", "gain_over_control"):
             at = result.shots or 0

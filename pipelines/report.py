@@ -128,7 +128,12 @@ def _comparison(parts: _Inputs) -> str:
     entries = answer.results(compare)
     traces = parts.curves.get("results", [parts.curves])
     each = [
-        [sections.arms(entry), sections.gains(entry), sections.learning_curves(trace["arms"])]
+        [
+            sections.arms(entry),
+            sections.gains(entry),
+            sections.learning_curves(trace["arms"]),
+            *_present(sections.gradients(entry["target"], trace["arms"])),
+        ]
         for entry, trace in zip(entries, traces, strict=True)
     ]
     if len(entries) == 1:
@@ -182,7 +187,12 @@ def _training(parts: _Inputs) -> str:
         "val_accuracy": [history["val_accuracy"]],
         "loss": {name: [[at.get(name) for at in history["losses"]]] for name in names},
     }
-    body = [sections.learning_curves({"uml": curve}), sections.numbers(metrics, "Numbers")]
+    curve["gradients"] = [history.get("gradients", [])]
+    body = [
+        sections.learning_curves({"uml": curve}),
+        *_present(sections.gradients(metrics["target"], {"uml": curve})),
+        sections.numbers(metrics, "Numbers"),
+    ]
     return _page(
         parts,
         title=f"One training run: the {metrics['target']} model {answer.budget(metrics)}",
@@ -191,6 +201,11 @@ def _training(parts: _Inputs) -> str:
         body=body + _context(parts, metrics.get("wall_seconds")),
         explain=False,
     )
+
+
+def _present(*found: Section | None) -> list[Section]:
+    """The sections whose results the run has."""
+    return [section for section in found if section is not None]
 
 
 def _context(parts: _Inputs, seconds: float | None) -> list[Section]:

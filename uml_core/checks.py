@@ -39,6 +39,7 @@ _LEAST = {
     "train.adaptive.rate": 0,
     "train.workers": 1,
     "train.validate_every": 1,
+    "train.gradients_every": 0,
     "train.patience": 1,
     "train.checkpoint_every": 1,
     "train.max_failures": 0,

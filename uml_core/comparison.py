@@ -130,7 +130,10 @@ def conclude(
 def curves(
     recipe: Recipe, outcomes: Sequence[Outcome], chosen: Mapping[str, int]
 ) -> dict[str, dict[str, Any]]:
-    """Arm -> validation steps, accuracies and losses per seed of its chosen setting."""
+    """Arm -> validation steps, accuracies and losses per seed of its chosen setting.
+
+    Arms with auxiliary data also have their gradient reports per seed (analysis/gradients.py).
+    """
     by_unit = {(o.unit.arm, o.unit.point, o.unit.seed): o for o in outcomes}
     out: dict[str, dict[str, Any]] = {}
     for arm, point in chosen.items():
@@ -142,4 +145,6 @@ def curves(
             "val_accuracy": [h["val_accuracy"] for h in histories],
             "loss": {n: [[at.get(n) for at in h["losses"]] for h in histories] for n in names},
         }
+        if any(h["gradients"] for h in histories):
+            out[arm]["gradients"] = [h["gradients"] for h in histories]
     return out

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from uml_core.analysis.gradients import gradient_report, weighted_losses
 from uml_core.errors import RunError
 from uml_core.learner import UnpairedLearner
 from uml_core.modalities.base import Batch
@@ -139,7 +140,12 @@ class Fit:
         self.skipped = 0  # updates left out for a non-finite loss or gradient (on_nan: skip)
         self.diverged_at: int | None = None
         self.stopped = False
-        self.history: dict[str, list[Any]] = {"steps": [], "val_accuracy": [], "losses": []}
+        self.history: dict[str, list[Any]] = {
+            "steps": [],
+            "val_accuracy": [],
+            "losses": [],
+            "gradients": [],  # how the modalities pull the shared weights (analysis/gradients.py)
+        }
         self.loss_sums: dict[str, tuple[float, int]] = {}  # since the last validation
 
     # ---------------------------------------------------------------------------- a step
@@ -151,6 +157,9 @@ class Fit:
             return
         if not isinstance(self.learner.spec.trunk_frozen, bool):
             self.learner.freeze_trunk(self.learner.spec.frozen_at(step))
+        every = self.spec.gradients_every
+        if every and self.schedule.first_meeting(step, every):
+            self._note_gradients(mine, step)
         rate = learning_rate(self.spec, step, self.schedule.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -161,6 +170,21 @@ class Fit:
             self._update(part, step)
             if self.stopped:
                 return
+
+    def _note_gradients(self, mine: Sequence[tuple[str, Batch, float]], step: int) -> None:
+        """Measures the modalities' gradients at the weights that this step starts from."""
+        if len({name for name, *_ in mine}) < 2:
+            return
+        # Without dropout, so that the losses differ in their data alone; only where there is some,
+        # because a compiled trunk is compiled for each mode.
+        self.learner.train(not self.learner.spec.dropout)
+        total = self.world.total
+        with self._autocast():
+            losses = weighted_losses(self.learner, mine, total)
+        report = gradient_report(losses, self.learner.shared_parameters(), step, total)
+        self.learner.train()
+        if report.finite():
+            self.history["gradients"].append(report.to_json())
 
     def _mine(
         self, batches: Mapping[str, Sequence[tuple[int, Batch]]]

@@ -118,6 +118,7 @@ class TrainSpec:
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     validate_every: int = 25
+    gradients_every: int | None = 50  # steps between looks at each modality's gradient; 0 = never
     patience: int | None = None  # validations without gain before a fit stops; null = never
     checkpoint_every: int = 100
     on_nan: Literal["stop", "skip"] = "stop"

@@ -18,6 +18,9 @@ from matplotlib.ticker import MaxNLocator
 
 from pipelines.reporting import answer, plots
 from pipelines.reporting.terminal import clock
+from uml_core.analysis.gradients import GradientReport, summarise
+from uml_core.analysis.gradients import sentence as gradient_sentence
+from uml_core.analysis.plots import plot_gradient_cosines, plot_gradient_norms
 from uml_core.statistics import Gain, mean_interval
 
 _MIME = {
@@ -227,6 +230,31 @@ def learning_curves(arms: plots.Curves) -> Section:
         note=note if several else "",
     )
     return Section("Learning curves", html)
+
+
+def gradients(target: str, arms: plots.Curves) -> Section | None:
+    """How the modalities pull the shared weights over training; None where it was not measured."""
+    runs = {
+        arm: [[GradientReport.from_json(r) for r in seed] for seed in curve["gradients"]]
+        for arm, curve in arms.items()
+        if arm in ("uml", "uml_permuted") and curve.get("gradients")
+    }
+    if not any(runs.get("uml", [])):
+        return None
+    found = {arm: summarise(reports) for arm, reports in runs.items()}
+    uml, control = found["uml"], found.get("uml_permuted")
+    pairs = [pair for pair in uml.cosine if pair[0] == target]
+    named = {answer.arm_name(arm): reports for arm, reports in runs.items()}
+    charts = [
+        plots.analysis_chart(plot_gradient_cosines, named),
+        plots.analysis_chart(plot_gradient_norms, runs["uml"]),
+    ]
+    note = "Measured on the batches of a step, before its update."
+    if uml.runs > 1:
+        note += " Lines are means over seeds, bands their 95 % intervals."
+    html = _fill("lines", lines=[gradient_sentence(uml, pair, control) for pair in pairs])
+    html += _fill("charts", charts=[Markup(chart) for chart in charts], arms=[], note=note)
+    return Section("Do the modalities pull the same way?", html)
 
 
 # ----------------------------------------------------------------------------- the context

@@ -14,6 +14,7 @@ from PIL import Image
 from pipelines import cli
 from pipelines.report import save_samples, write_report
 from pipelines.reporting import plots
+from uml_core.analysis.gradients import GradientReport
 from uml_core.errors import UserError
 from uml_core.statistics import paired_gain
 
@@ -76,7 +77,17 @@ def curves(result: dict) -> dict:
         full = [[2.0, 10.0, value] for value in facts["val_accuracy"]]
         losses = {"image": [[3.9, 2.0, None] for _ in full]}
         arms[arm] = {"steps": [0, 25, 50], "val_accuracy": [full[0][:2], *full[1:]], "loss": losses}
+        if arm != "unimodal":
+            arms[arm]["gradients"] = [pulls(arm == "uml", seed) for seed in result["seeds"]]
     return {"shots": result["shots"], "arms": arms}
+
+
+def pulls(together: bool, seed: int) -> list[dict]:
+    """Two gradient reports of a fit whose modalities pull together, or against each other."""
+    cosine = (0.3 if together else -0.2) + 0.01 * seed
+    pair, norm = ("image", "text"), {"image": 2.0, "text": 1.0}
+    reports = [GradientReport(norm, {pair: cosine}, {pair: 0.5}, step) for step in (0, 25)]
+    return [report.to_json() for report in reports]
 
 
 def png(color: tuple[int, int, int], size: int = 8) -> bytes:
@@ -160,6 +171,13 @@ def test_everything_asked_for_is_in_it(page):
     assert page.count("<circle") == 3 * 5 * 2  # a dot per seed for each arm and each difference
 
 
+def test_gradients_are_told_beside_those_of_the_control(page):
+    assert "same way as image in 100 % of the measured steps" in page
+    assert "the permuted control in 0 %" in page
+    assert "the meaning of text makes it pull more with image" in page
+    assert "Cosine of the gradients" in page and "Gradient norm on the shared weights" in page
+
+
 def test_what_stands_in_the_data_is_not_run(page):
     assert "<script" not in page
     assert "a &lt;script&gt;alert(1)&lt;/script&gt; caption" in page
@@ -222,6 +240,10 @@ def test_a_training_run_gets_a_report_too(tmp_path):
     assert "One training run: the image model at 8 labelled images per class" in text
     assert "<strong>21.5</strong>" in text
     assert "Training loss, image" in text
+    assert "pull the same way" not in text  # nothing was measured
+    history["gradients"] = pulls(True, 0)
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    assert "over 2 steps of one run" in write_report(tmp_path).read_text(encoding="utf-8")
 
 
 def test_every_missing_input_is_named(tmp_path):

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uml_core.analysis.bootstrap import t_interval
 from uml_core.analysis.forecast import THRESHOLD
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 # Okabe-Ito: told apart with any colour vision and in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#888888"
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1)), (0, (7, 2, 1, 2)))
 
 
 def plot_alignment(named: Mapping[str, Sequence[Alignment]]) -> Figure:
@@ -154,24 +156,51 @@ def plot_neurons(found: Neurons, names: Sequence[str] | None = None) -> Figure:
     return figure
 
 
-def plot_gradients(steps: Sequence[int], reports: Sequence[GradientReport]) -> Figure:
-    """Gradient norms per modality and cosines per pair on the shared weights over training."""
-    figure, (left, right) = _figure(2)
-    for colour, name in zip(COLOURS, reports[0].norm, strict=False):
-        left.plot(steps, [r.norm[name] for r in reports], color=colour, label=name)
-    if all(v > 0 for r in reports for v in r.norm.values()):
-        left.set_yscale("log")
-    left.set_ylabel("gradient norm on shared weights")
-    for colour, pair in zip(COLOURS, reports[0].cosine, strict=False):
-        right.plot(steps, [r.cosine[pair] for r in reports], color=colour, label=" / ".join(pair))
-    right.axhline(0, color=GREY, lw=1)
-    right.set_ylim(-1, 1)
-    right.set_ylabel("gradient cosine (below 0 = conflict)")
-    for axes in (left, right):
-        axes.set_xlabel("step")
-        if axes.lines and axes.get_legend_handles_labels()[1]:
-            axes.legend()
+def plot_gradient_cosines(arms: Mapping[str, Sequence[Sequence[GradientReport]]]) -> Figure:
+    """Cosine of every pair of modalities over training; arms differ in colour, pairs in dashes.
+
+    arms  name -> one list of reports per seed; bands are t intervals over seeds
+    """
+    figure, (axes,) = _figure(1)
+    for colour, (arm, runs) in zip(COLOURS, arms.items(), strict=False):
+        pairs = dict.fromkeys(pair for run in runs for report in run for pair in report.cosine)
+        for dash, pair in zip(DASHES, pairs, strict=False):
+            curves = [{r.step: r.cosine[pair] for r in run if pair in r.cosine} for run in runs]
+            label = " / ".join(pair) if len(arms) == 1 else f"{arm}: {' / '.join(pair)}"
+            _over_steps(axes, curves, label, color=colour, ls=dash)
+    axes.axhline(0, color=GREY, lw=1)
+    axes.set_title("Cosine of the gradients (below 0: conflict)")
+    axes.set_xlabel("step")
+    axes.legend(fontsize=9, frameon=False)
     return figure
+
+
+def plot_gradient_norms(runs: Sequence[Sequence[GradientReport]]) -> Figure:
+    """Gradient norm of each modality over training, one list of reports per seed; log scale."""
+    figure, (axes,) = _figure(1)
+    names = dict.fromkeys(name for run in runs for report in run for name in report.norm)
+    for colour, dash, name in zip(COLOURS, DASHES * 2, names, strict=False):
+        curves = [{r.step: r.norm[name] for r in run if name in r.norm} for run in runs]
+        _over_steps(axes, curves, name, color=colour, ls=dash)
+    if all(v > 0 for run in runs for report in run for v in report.norm.values()):
+        axes.set_yscale("log")
+    axes.set_title("Gradient norm on the shared weights")
+    axes.set_xlabel("step")
+    axes.legend(fontsize=9, frameon=False)
+    return figure
+
+
+def _over_steps(
+    axes: Axes, curves: Sequence[Mapping[int, float]], label: str, *, color: str, ls: Any
+) -> None:
+    """Mean over seeds of {step: value} with its t interval at the steps that every seed has."""
+    steps = sorted(set.intersection(*(set(curve) for curve in curves if curve)))
+    values = np.array([[curve[step] for step in steps] for curve in curves if curve])
+    axes.plot(steps, values.mean(0), color=color, ls=ls, marker="o", ms=3, label=label)
+    if len(values) > 1:
+        ends = [t_interval(column) for column in values.T]
+        low, high = [e.low for e in ends], [e.high for e in ends]
+        axes.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
 
 
 def plot_exchange_rate(
