@@ -24,7 +24,7 @@ from typing import Any
 from pipelines import cli
 from pipelines.report import write_report
 from pipelines.reporting import plots, provenance, terminal
-from pipelines.reporting.answer import sentence
+from pipelines.reporting.answer import forecast_line, sentence
 from pipelines.reporting.samples import save_samples
 from pipelines.running.cohort import Cohort, Result, run_cohort, steps_of
 from pipelines.running.data import (
@@ -38,6 +38,7 @@ from pipelines.running.data import (
     write_json,
 )
 from pipelines.running.dry_run import describe
+from pipelines.running.forecasting import forecast_json, foresee, is_quick
 from pipelines.running.runtime import ray_session
 from pipelines.tracking import PARENT, Tracker
 from uml_core.analysis.gradients import GradientReport
@@ -69,8 +70,13 @@ def run(args: argparse.Namespace) -> int:
         terminal.note(warning)
     if args.dry_run:
         print(describe(recipe, data, arms))
+        if is_quick(recipe, data):
+            views = make_all_rounds(recipe, data, None)
+            print(f"forecast    {forecast_line(foresee(recipe, data, views))}")
         return 0
-    make_all_rounds(recipe, data, None)  # too few samples anywhere is an error before the start
+    # Too few samples anywhere is an error before the start.
+    found = foresee(recipe, data, make_all_rounds(recipe, data, None))
+    terminal.note(f"Forecast: {forecast_line(found)}")
     out.mkdir(parents=True, exist_ok=True)
     (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     cohort = Cohort(
@@ -98,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
             ) as progress:
                 results = run_cohort(cohort, progress)
             answer = _summarise(recipe, results)
+            answer["forecast"] = forecast_json(found)
             answer["wall_seconds"] = round(time.monotonic() - began, 1)
             _write(out, recipe, data, results, answer, environment)
             _track(tracker, out, recipe, results, answer)

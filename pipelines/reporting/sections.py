@@ -18,9 +18,10 @@ from matplotlib.ticker import MaxNLocator
 
 from pipelines.reporting import answer, plots
 from pipelines.reporting.terminal import clock
+from uml_core.analysis.forecast import Forecast
 from uml_core.analysis.gradients import GradientReport, summarise
 from uml_core.analysis.gradients import sentence as gradient_sentence
-from uml_core.analysis.plots import plot_gradient_cosines, plot_gradient_norms
+from uml_core.analysis.plots import plot_forecast, plot_gradient_cosines, plot_gradient_norms
 from uml_core.statistics import Gain, mean_interval
 
 _MIME = {
@@ -255,6 +256,22 @@ def gradients(target: str, arms: plots.Curves) -> Section | None:
     html = _fill("lines", lines=[gradient_sentence(uml, pair, control) for pair in pairs])
     html += _fill("charts", charts=[Markup(chart) for chart in charts], arms=[], note=note)
     return Section("Do the modalities pull the same way?", html)
+
+
+def forecast(compare: answer.Compare) -> Section | None:
+    """What the data said before training, and whether it came true; None without a forecast."""
+    told = compare.get("forecast") or {}
+    found = {name: Forecast.from_json(f) for name, f in told.get("auxiliaries", {}).items()}
+    if not found:
+        return None
+    lines = [f.sentence for f in found.values()]
+    lines += [answer.forecast_outcome(compare), told["record"]["sentence"]]
+    html = _fill("lines", lines=lines)
+    if any(f.geometry is not None for f in found.values()):
+        charts = [Markup(plots.analysis_chart(plot_forecast, found))]
+        note = "Above the dashed line with its interval clear of zero: likely to help."
+        html += _fill("charts", charts=charts, arms=[], note=note)
+    return Section("Was it to be expected?", html)
 
 
 # ----------------------------------------------------------------------------- the context

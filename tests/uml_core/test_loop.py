@@ -147,38 +147,6 @@ def test_unlabelled_samples_are_no_terms():
         assert a == pytest.approx(b, rel=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["joint", "alternate"])
-def test_noted_gradients_are_those_of_the_weighted_mean_losses(mode):
-    """At the weights before the step's update, and training goes on as if nobody had looked."""
-    model = ModelSpec(width=8, depth=1, heads=2, dropout=0.3)
-    args = {"ratios": {"a": 2.0, "b": 0.5}, "weights": {"a": 0.3}, "model": model, "mode": mode}
-    fit, unseen = make_fit(**args, gradients_every=4), make_fit(**args, gradients_every=None)
-    before = UnpairedLearner(fit.learner.modalities, model, num_classes=CLASSES).eval()
-    assert same(weights_of(fit), {k: v for k, v in before.state_dict().items()})
-    run(fit)
-    run(unseen)
-    assert same(weights_of(fit), weights_of(unseen)) and unseen.history["gradients"] == []
-    assert [report["step"] for report in fit.history["gradients"]] == [0, 4, 8]
-    flat = {}
-    for name, weight, count in (("x", 1.0, 1), ("a", 0.3, 2), ("b", 1.0, 1)):
-        batches = [sample(name, number) for number in range(count)]
-        loss = sum(torch.nn.functional.cross_entropy(before.logits(name, b), b.y) for b in batches)
-        found = torch.autograd.grad(weight * loss / count, before.shared_parameters())
-        flat[name] = torch.cat([g.flatten() for g in found])
-    first = fit.history["gradients"][0]
-    assert first["norm"] == pytest.approx({k: float(v.norm()) for k, v in flat.items()}, rel=1e-4)
-    for pair, cosine in first["cosine"].items():
-        a, _, b = pair.partition("/")
-        expected = torch.nn.functional.cosine_similarity(flat[a], flat[b], dim=0)
-        assert cosine == pytest.approx(float(expected), abs=1e-5)
-    assert set(first["cosine"]) == {"x/a", "x/b", "a/b"}
-
-
-def test_one_modality_alone_has_no_gradients_to_compare():
-    assert run(make_fit({}, gradients_every=1)).history["gradients"] == []
-    assert run(make_fit(weights={"a": 0.0}, gradients_every=1)).history["gradients"] == []
-
-
 def test_clipping_bounds_the_gradient_and_nothing_else():
     norms = []
 

@@ -1,4 +1,4 @@
-"""Gradient conflict: closed forms, nothing left behind, the training graph intact."""
+"""Gradients on the shared weights: closed forms, nothing left behind, what training notes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from torch import nn
 
 from uml_core.analysis.gradients import GradientReport, gradient_report, sentence, summarise
 from uml_core.errors import UserError
+from uml_core.learner import UnpairedLearner
+from uml_core.loop import Fit, train
+from uml_core.modalities import KINDS
+from uml_core.modalities.base import Batch
+from uml_core.schedule import Schedule
+from uml_core.specs import ModelSpec, TrainSpec
 
 
 def test_linear_losses_by_hand():
@@ -135,3 +141,69 @@ def test_ranks_add_up_before_anything_is_compared():
 def test_nothing_to_differentiate_is_refused():
     with pytest.raises(UserError, match="at least one"):
         gradient_report({"a": torch.ones(())}, [torch.ones(2)])
+
+
+# ---------------------------------------------------------------------- noted in training
+
+MODEL = ModelSpec(width=8, depth=1, heads=2, dropout=0.3)
+STEPS = 12
+
+
+def batch(name: str, number: int) -> Batch:
+    g = torch.Generator().manual_seed(1000 * ord(name) + number)
+    y = torch.randint(0, 4, (8,), generator=g)
+    return Batch(torch.randn(8, 5, generator=g) + y[:, None], y)
+
+
+def fresh(names) -> UnpairedLearner:
+    vector = KINDS["vector"]
+    modalities = {name: vector(vector.Options(dim=5)) for name in names}
+    return UnpairedLearner(modalities, MODEL, num_classes=4)
+
+
+def trained(ratios, every, weights=None, mode="joint") -> Fit:
+    names = ["x", *ratios]
+    spec = TrainSpec(steps=STEPS, lr=0.01, mode=mode, gradients_every=every)
+    schedule = Schedule("x", ratios, STEPS)
+    fit = Fit("fit", fresh(names), spec, names, weights or {}, schedule)
+    at: dict[str, int] = {}
+
+    def next_batch(name):
+        at[name] = at.get(name, -1) + 1
+        return at[name], batch(name, at[name])
+
+    train([fit], next_batch, schedule, evaluate=lambda fit: 0.0)
+    return fit
+
+
+@pytest.mark.parametrize("mode", ["joint", "alternate"])
+def test_training_notes_the_gradients_of_the_weighted_mean_losses(mode):
+    """At the weights before the step's update, without dropout, every so many steps."""
+    fit = trained({"a": 2.0, "b": 0.5}, 4, {"a": 0.3}, mode)
+    assert [report["step"] for report in fit.history["gradients"]] == [0, 4, 8]
+    before, flat = fresh("xab").eval(), {}
+    for name, weight, count in (("x", 1.0, 1), ("a", 0.3, 2), ("b", 1.0, 1)):
+        batches = [batch(name, number) for number in range(count)]
+        losses = [nn.functional.cross_entropy(before.logits(name, b), b.y) for b in batches]
+        loss = weight * sum(losses) / count
+        found = torch.autograd.grad(loss, before.shared_parameters())
+        flat[name] = torch.cat([g.flatten() for g in found])
+    first = fit.history["gradients"][0]
+    assert first["norm"] == pytest.approx({k: float(v.norm()) for k, v in flat.items()}, rel=1e-4)
+    assert set(first["cosine"]) == {"x/a", "x/b", "a/b"}
+    for pair, cosine in first["cosine"].items():
+        a, _, b = pair.partition("/")
+        assert cosine == pytest.approx(float(torch.cosine_similarity(flat[a], flat[b], 0)), 1e-4)
+
+
+def test_training_goes_on_as_if_nobody_had_looked():
+    seen, unseen = trained({"a": 1.0}, 1), trained({"a": 1.0}, None)
+    assert unseen.history["gradients"] == [] == trained({"a": 1.0}, 0).history["gradients"]
+    assert len(seen.history["gradients"]) == STEPS
+    weights = unseen.learner.state_dict()
+    assert all(torch.equal(v, weights[k]) for k, v in seen.learner.state_dict().items())
+
+
+def test_one_modality_alone_has_no_gradients_to_compare():
+    assert trained({}, 1).history["gradients"] == []
+    assert trained({"a": 1.0}, 1, {"a": 0.0}).history["gradients"] == []
