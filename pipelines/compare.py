@@ -2,11 +2,14 @@
 
     uml compare shapes
     uml compare digits data_root=path/to/digits shots=4 seeds=[0,1,2]
+    uml compare shapes shots=[2,4,8] modalities.text.shots=[1,5,20]     and an exchange rate
     python -m pipelines.compare my-recipe.yaml --out runs/mine
 
 Trains the target-only baselines, UML and the permuted control on the same target samples for the
 same number of target steps, chooses hyper-parameters per arm on validation from grids of equal
-size, reads the test set once, and reports paired gains over seeds with 95 % intervals.
+size, reads the test set once, and reports paired gains over seeds with 95 % intervals. Several
+numbers of auxiliary samples per class add UML with fewer of them, and say what one target sample is
+worth. Before any training, the features of the training data say whether a gain is likely.
 
 One worker group serves the whole comparison. All fits of one seed train in lockstep on the same
 stream, so data is read and decoded once for all arms, and the arms are paired batch by batch.
@@ -38,6 +41,7 @@ from pipelines.running.data import (
     write_json,
 )
 from pipelines.running.dry_run import describe
+from pipelines.running.exchange import exchange_json
 from pipelines.running.forecasting import forecast_json, foresee, is_quick
 from pipelines.running.runtime import ray_session
 from pipelines.tracking import PARENT, Tracker
@@ -89,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         test=data.test[recipe.target],
         out=str(out),
     )
-    with ray_session(recipe.train.workers, len(recipe.active)):
+    with ray_session(recipe.train.workers, len(cohort.rounds[0].train)):
         environment = provenance.environment(
             data=provenance.data_facts(data.indices()),
             placement={},
@@ -105,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
                 results = run_cohort(cohort, progress)
             answer = _summarise(recipe, results)
             answer["forecast"] = forecast_json(found)
+            answer |= {"exchange": rate} if (rate := exchange_json(recipe, data, results)) else {}
             answer["wall_seconds"] = round(time.monotonic() - began, 1)
             _write(out, recipe, data, results, answer, environment)
             _track(tracker, out, recipe, results, answer)
@@ -190,6 +195,9 @@ def _track(
         for name in ("gain", "control_gain", "gain_over_control"):
             at = result.shots or 0
             tracker.log_metrics(PARENT, {name: entry[name]["mean"]}, at)
+    rate = answer.get("exchange", {}).get("rate", {}).get("value")
+    if rate is not None:
+        tracker.log_metrics(PARENT, {"exchange_rate": rate}, 0)
     tracker.describe(PARENT, sentence(answer))
     for name in ("recipe.yaml", "compare.json", "compare.png", "report.html", "curves.json"):
         tracker.log_artifact(PARENT, out / name)

@@ -151,7 +151,11 @@ def _comparison(parts: _Inputs) -> str:
         title=answer.question(compare),
         lead=sections.verdict(compare),
         tiles=tiles,
-        body=[*body, *_present(sections.forecast(compare)), *_context(parts, seconds)],
+        body=[
+            *body,
+            *_present(sections.exchange(compare), sections.forecast(compare)),
+            *_context(parts, seconds),
+        ],
         explain=True,
     )
 

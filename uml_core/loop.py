@@ -100,9 +100,10 @@ class DataParallel(World):
 class Fit:
     """One model in training.
 
-    modalities  those it takes, target first; others in a step's batches are ignored
+    modalities  those it takes, target first; other streams of a step are ignored
     weights     loss factor per modality (the paper's lambda, alpha)
     views       modality -> what this arm sees of it (the permuted control), default: as it is
+    sources     modality -> the stream that it comes from, default: the one of its name
     """
 
     name: str
@@ -114,6 +115,7 @@ class Fit:
     seed: int = 0
     views: Mapping[str, View] = field(default_factory=dict)
     world: World = field(default_factory=OneProcess)
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.parameters = list(self.learner.parameters())
@@ -189,14 +191,15 @@ class Fit:
     def _mine(
         self, batches: Mapping[str, Sequence[tuple[int, Batch]]]
     ) -> list[tuple[str, Batch, float]]:
-        """(modality, batch as this arm sees it, factor of its mean loss) of a step's batches.
+        """(modality, batch as this arm sees it, factor of its mean loss) of a step's streams.
 
         A modality's weight is shared out over its batches of the step, in both modes: the
         expected gradient per target batch is the same.
         """
         mine = []
-        for name, group in batches.items():
-            weight = self.weights.get(name, 1.0) if name in self.modalities else 0.0
+        for name in self.modalities:
+            group = batches.get(self.sources.get(name, name), ())
+            weight = self.weights.get(name, 1.0)
             if weight > 0:
                 view = self.views.get(name)
                 for number, batch in group:
@@ -313,7 +316,7 @@ def train(
 ) -> None:
     """Trains `fits` in lockstep from step `start` to the end of `schedule`.
 
-    next_batch  modality -> (number, batch): the next batch of its stream, endless
+    next_batch  stream -> (number, batch): the next batch of it, endless
     evaluate    fit -> validation accuracy of its target modality, in percent
     checkpoint  called with the number of finished steps, every `checkpoint_every` and at the end
     progress    called with the number of finished steps, every step
@@ -321,16 +324,17 @@ def train(
     Raises RunError when every fit diverged.
     """
     spec = fits[0].spec
-    wanted = {name for fit in fits for name in fit.modalities}
+    streams = {fit.sources.get(name, name): name for fit in fits for name in fit.modalities}
     for fit in fits:
         fit.learner.train()
     for step in range(start, schedule.total):
         if all(fit.stopped for fit in fits):
             break
+        counts = schedule.counts(step)
         batches = {
-            name: [_to_device(next_batch(name), fits[0].device) for _ in range(n)]
-            for name, n in schedule.counts(step).items()
-            if name in wanted
+            stream: [_to_device(next_batch(stream), fits[0].device) for _ in range(counts[name])]
+            for stream, name in streams.items()
+            if name in counts
         }
         for fit in fits:
             fit.step(batches, step)

@@ -18,10 +18,17 @@ from matplotlib.ticker import MaxNLocator
 
 from pipelines.reporting import answer, plots
 from pipelines.reporting.terminal import clock
+from uml_core.analysis.exchange_rate import ExchangeRate
 from uml_core.analysis.forecast import Forecast
 from uml_core.analysis.gradients import GradientReport, summarise
 from uml_core.analysis.gradients import sentence as gradient_sentence
-from uml_core.analysis.plots import plot_forecast, plot_gradient_cosines, plot_gradient_norms
+from uml_core.analysis.plots import (
+    plot_exchange_rate,
+    plot_forecast,
+    plot_gradient_cosines,
+    plot_gradient_norms,
+    plot_local_rates,
+)
 from uml_core.statistics import Gain, mean_interval
 
 _MIME = {
@@ -258,6 +265,33 @@ def gradients(target: str, arms: plots.Curves) -> Section | None:
     return Section("Do the modalities pull the same way?", html)
 
 
+def exchange(compare: answer.Compare) -> Section | None:
+    """What one target sample is worth in auxiliary samples; None where no grid was measured."""
+    if not compare.get("exchange"):
+        return None
+    told = dict(compare["exchange"])
+    target, auxiliary = told.pop("target"), told.pop("auxiliary")
+    words = told.pop("words_per_sample")
+    found = ExchangeRate.from_json(told)
+    charts = [
+        plots.analysis_chart(plot_exchange_rate, found, target, auxiliary, "Accuracy (%)"),
+        plots.analysis_chart(plot_local_rates, found, target, auxiliary),
+    ]
+    note = "Left: lines of equal test accuracy, solid as measured, dashed of the fitted plane."
+    if words is not None:
+        note += f" One {auxiliary} sample has {words:.3g} words."
+    html = _fill("lines", lines=[found.sentence])
+    html += _fill("charts", charts=[Markup(chart) for chart in charts], arms=[], note=note)
+    columns = [f"{target} per class", *(f"{k:g} {auxiliary}" for k in found.auxiliary_shots)]
+    rows = [
+        [f"{k:g}", *(f"{a:.1f}" for a in row)]
+        for k, row in zip(found.target_shots, found.accuracy, strict=True)
+    ]
+    caption = "Test accuracy of UML in percent, mean over seeds; 0 is the target alone"
+    html += _fill("table", caption=caption, columns=columns, rows=rows)
+    return Section(f"What is one {target} sample worth?", html)
+
+
 def forecast(compare: answer.Compare) -> Section | None:
     """What the data said before training, and whether it came true; None without a forecast."""
     told = compare.get("forecast") or {}
@@ -269,7 +303,10 @@ def forecast(compare: answer.Compare) -> Section | None:
     html = _fill("lines", lines=lines)
     if any(f.geometry is not None for f in found.values()):
         charts = [Markup(plots.analysis_chart(plot_forecast, found))]
-        note = "Above the dashed line with its interval clear of zero: likely to help."
+        note = (
+            "On or above the dashed line with p below 0.05: likely to help. With the whole "
+            "interval below the line: unlikely. Else open."
+        )
         html += _fill("charts", charts=charts, arms=[], note=note)
     return Section("Was it to be expected?", html)
 

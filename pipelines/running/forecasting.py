@@ -33,6 +33,8 @@ def foresee(recipe: Recipe, data: Data, rounds: Sequence[Round]) -> dict[str, Fo
     found = {}
     for name in recipe.active[1:]:
         index = rounds[0].train[name]
+        if recipe.modalities[name].shots == "average":
+            index = data.train[name]  # means of these samples; a view on the data has none yet
         if not (index.labels >= 0).any():
             continue
         found[name] = forecast(
@@ -57,7 +59,7 @@ def forecast_json(found: dict[str, Forecast]) -> dict[str, Any]:
         "verdict": together(f.verdict for f in found.values()),
         "auxiliaries": {name: f.to_json() for name, f in found.items()},
         "record": {
-            "right": None if known.right is None else round(known.right.value * known.decided),
+            "right": track_record.right(known),
             "decided": known.decided,
             "open": known.open,
             "sentence": track_record.sentence(track_record.cases()),
@@ -74,7 +76,7 @@ def _labelled_target(recipe: Recipe, data: Data, rounds: Sequence[Round]) -> Ind
 
 def _features(modality: Modality, index: Index) -> tuple[np.ndarray, np.ndarray]:
     """((N, F) coarse copies, (N,) labels) of at most `MAX_SAMPLES` samples; bad ones left out."""
-    rows = _spread(index.labels)
+    rows = spread(index.labels)
     copies, kept = [], []
     for row, data in zip(rows, read_rows(index, rows), strict=True):
         try:
@@ -85,7 +87,7 @@ def _features(modality: Modality, index: Index) -> tuple[np.ndarray, np.ndarray]
     return torch.stack(copies).numpy(), index.labels[kept]
 
 
-def _spread(labels: np.ndarray) -> np.ndarray:
+def spread(labels: np.ndarray) -> np.ndarray:
     """Rows of labelled samples, as many of each class as fit, drawn by a fixed seed."""
     rows = np.random.default_rng(0).permutation(np.flatnonzero(labels >= 0))
     ranks = np.zeros(len(rows), dtype=np.int64)

@@ -196,13 +196,14 @@ def sentence(found: GradientSummary, pair: Pair, control: GradientSummary | None
     over = f"{found.runs} seeds" if found.runs > 1 else f"over {found.reports} steps of one run"
     text = (
         f"{auxiliary} pulls the shared weights the same way as {target} in {100 * share.value:.0f} "
-        f"% of the measured steps ({_interval(share, 100)}, {over})"
+        f"% of the measured steps ({_share_ends(share)}, {over})"
     )
     if control is None or pair not in control.cosine:
-        return f"{text}; mean cosine {found.cosine[pair]}."
+        mean = found.cosine[pair]
+        return f"{text}; mean cosine {mean.value:.2f} ({_ends(mean)})."
     other = control.agreement[pair]
-    text += f", the permuted control in {100 * other.value:.0f} % ({_interval(other, 100)}). "
-    means = f"{found.cosine[pair].value:.3g} against {control.cosine[pair].value:.3g}"
+    text += f", the permuted control in {100 * other.value:.0f} % ({_share_ends(other)}). "
+    means = f"{found.cosine[pair].value:.2f} against {control.cosine[pair].value:.2f}"
     a, b = found.cosines[pair], control.cosines[pair]
     if len(a) != len(b) or len(a) < 2:
         return f"{text}Mean cosine {means}."
@@ -213,12 +214,16 @@ def sentence(found: GradientSummary, pair: Pair, control: GradientSummary | None
         meaning = f"the meaning of {auxiliary} makes it pull less with {target}"
     else:
         meaning = f"no effect of what {auxiliary} means is seen in it"
-    return f"{text}Mean cosine {means}, difference {gap}: {meaning}."
+    return f"{text}Mean cosine {means}, difference {gap.value:+.2f} ({_ends(gap)}): {meaning}."
 
 
-def _interval(share: Estimate, factor: float) -> str:
-    low, high = (min(max(v, 0.0), 1.0) * factor for v in (share.low, share.high))
+def _share_ends(share: Estimate) -> str:
+    low, high = (100 * min(max(v, 0.0), 1.0) for v in (share.low, share.high))
     return f"95 % interval {low:.0f} to {high:.0f} %"
+
+
+def _ends(cosine: Estimate) -> str:
+    return f"95 % interval {cosine.low:+.2f} to {cosine.high:+.2f}"
 
 
 def _flat_gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:

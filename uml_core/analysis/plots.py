@@ -169,6 +169,8 @@ def plot_gradient_cosines(arms: Mapping[str, Sequence[Sequence[GradientReport]]]
             label = " / ".join(pair) if len(arms) == 1 else f"{arm}: {' / '.join(pair)}"
             _over_steps(axes, curves, label, color=colour, ls=dash)
     axes.axhline(0, color=GREY, lw=1)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -1.05), min(high, 1.05))  # intervals of few seeds may go beyond
     axes.set_title("Cosine of the gradients (below 0: conflict)")
     axes.set_xlabel("step")
     axes.legend(fontsize=9, frameon=False)
@@ -204,9 +206,12 @@ def _over_steps(
 
 
 def plot_exchange_rate(
-    found: ExchangeRate, target: str = "image", auxiliary: str = "text"
+    found: ExchangeRate, target: str = "image", auxiliary: str = "text", title: str | None = None
 ) -> Figure:
-    """Level lines of the measured accuracies (solid) and of the plane (dashed)."""
+    """Level lines of the measured accuracies (solid) and of the plane (dashed).
+
+    title: default: the finding in words.
+    """
     figure, (axes,) = _figure(1)
     levels = np.linspace(found.accuracy.min(), found.accuracy.max(), 9)[1:-1]
     if levels[-1] > levels[0]:
@@ -223,7 +228,32 @@ def plot_exchange_rate(
     axes.plot(grid_x.ravel(), grid_y.ravel(), ".", color=GREY)
     axes.set_xlabel(f"{auxiliary} samples per class")
     axes.set_ylabel(f"{target} samples per class")
-    axes.set_title(_wrapped(f"{found.sentence} Dashed: the plane."), fontsize=8)
+    if title is None:
+        axes.set_title(_wrapped(f"{found.sentence} Dashed: the plane."), fontsize=8)
+    else:
+        axes.set_title(title)
+    return figure
+
+
+def plot_local_rates(found: ExchangeRate, target: str = "image", auxiliary: str = "text") -> Figure:
+    """The rate in every cell of the grid with its interval; cells without one stay empty."""
+    figure, (axes,) = _figure(1)
+    rows, columns = len(found.target_shots) - 1, len(found.auxiliary_shots) - 1
+    for number, cell in enumerate(found.local):
+        i, j = divmod(number, columns)
+        rate, colour, text = cell.rate, GREY, "not identifiable"
+        if rate.value is not None:
+            colour, text = COLOURS[0], f"{rate.value:.3g}\n{rate.low:.3g} to {rate.high:.3g}"
+        axes.fill_between([j, j + 1], i, i + 1, color=colour, alpha=0.2, lw=0)
+        axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(columns + 1), [f"{k:g}" for k in found.auxiliary_shots])
+    axes.set_yticks(range(rows + 1), [f"{k:g}" for k in found.target_shots])
+    axes.set_xlim(0, columns)
+    axes.set_ylim(0, rows)
+    axes.grid(color=GREY, lw=0.5)
+    axes.set_xlabel(f"{auxiliary} samples per class")
+    axes.set_ylabel(f"{target} samples per class")
+    axes.set_title(f"{auxiliary} samples per {target} sample, cell by cell")
     return figure
 
 
@@ -231,7 +261,8 @@ def plot_forecast(found: Mapping[str, Forecast]) -> Figure:
     """Shared class geometry per auxiliary modality against the rule's threshold."""
     figure, (axes,) = _figure(1)
     known = {f"{n}\n{f.verdict}": f.geometry for n, f in found.items() if f.geometry is not None}
-    _dots(axes, known, "rank correlation of class similarities")
+    _dots(axes, known, "")
+    axes.set_title("Rank correlation of class similarities")
     axes.axhline(THRESHOLD, color=GREY, ls="--", lw=1)
     axes.axhline(0, color=GREY, lw=0.5)
     return figure

@@ -1,9 +1,9 @@
 """How the forecast of forecast.py has fared in this project's own comparisons.
 
 track_record.json holds one case per finished comparison: what was forecast before training and
-what was then measured. Which comparisons count was settled before they were run, and none is left
-out. `known` marks data sets whose outcome was known when the rule's threshold was set: there the
-rule could hardly fail.
+what was then measured (docs/track_record.py collects them). Which comparisons count was settled
+before they were run, and none is left out. `known` marks data sets whose outcome was known when the
+rule's threshold was set: they are no test of it.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ def sentence(found: Sequence[Case]) -> str:
     all_of, new = rate(found), rate([case for case in found if not case.known])
     if all_of.right is None:
         return "The rule has decided no comparison of this project yet."
-    text = f"The rule was right in {_right(all_of)} of {all_of.decided} comparisons of this project"
+    text = f"The rule was right in {right(all_of)} of {all_of.decided} comparisons of this project"
     text += f" ({_interval(all_of)}) and left {all_of.open} open"
     if new.decided < all_of.decided:
-        text += f"; not counting data it was made from, in {_right(new)} of {new.decided}"
+        text += f"; not counting data it was made from, in {right(new)} of {new.decided}"
     return f"{text}. {'Too few cases to trust it.' if all_of.decided < FEW else ''}".strip()
 
 
@@ -88,10 +88,11 @@ def brief(found: Sequence[Case]) -> str:
     if all_of.right is None:
         return "never tested"
     few = ", too few to trust" if all_of.decided < FEW else ""
-    return f"right in {_right(all_of)} of {all_of.decided} of this project's comparisons{few}"
+    return f"right in {right(all_of)} of {all_of.decided} of this project's comparisons{few}"
 
 
-def _right(found: HitRate) -> int:
+def right(found: HitRate) -> int:
+    """Decided cases in which the forecast was right."""
     return 0 if found.right is None else round(found.right.value * found.decided)
 
 

@@ -105,6 +105,25 @@ def test_exchange_rate_draws_measured_and_plane_lines(tmp_path, slope, start):
     assert len(axes.collections) == 2
 
 
+def test_local_rates_name_every_cell(tmp_path):
+    values = {0: 1.0, 2: 2.0, 6: 2.0}  # the second step of auxiliary samples brings nothing
+    rows = [
+        (i, j, s, 3 * i + v + 0.01 * s * j * i)
+        for s in (0, 1, 2)
+        for i in (1, 2, 4)
+        for j, v in values.items()
+    ]
+    found = exchange_rate(*zip(*rows, strict=True))
+    [axes] = saved(plots.plot_local_rates(found, "image", "sound"), tmp_path)
+    texts = [text.get_text() for text in axes.texts]
+    assert [text == "not identifiable" for text in texts] == [
+        not cell.rate.identifiable for cell in found.local
+    ]
+    assert len(texts) == 4 and 0 < sum(t == "not identifiable" for t in texts) < 4
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["1", "2", "4"]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["0", "2", "6"]
+
+
 def test_flat_accuracies_and_forecasts_draw(tmp_path):
     rows = [(i, j, s, 10.0) for s in (0, 1) for i in (1, 2) for j in (0, 2)]
     saved(plots.plot_exchange_rate(exchange_rate(*zip(*rows, strict=True))), tmp_path)
