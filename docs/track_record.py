@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
 from datetime import date
 from pathlib import Path
@@ -29,6 +30,7 @@ def case(out: Path) -> dict[str, Any]:
     recipe = yaml.safe_load((out / "recipe.yaml").read_text(encoding="utf-8"))["name"]
     command = re.sub(r" --out \S+", "", environment["command"])
     foretold = compare["forecast"]
+    alone = compare["arms"][compare["baseline"]]["test_accuracy"]
     return {
         "recipe": recipe,
         "command": re.sub(r"data_root=\S+", "data_root=...", command),
@@ -42,6 +44,7 @@ def case(out: Path) -> dict[str, Any]:
             for name, one in foretold["auxiliaries"].items()
         },
         "verdict": foretold["verdict"],
+        "alone": round(statistics.mean(alone), 2),
         "gain": rounded(compare["gain"]),
         "gain_over_control": rounded(compare["gain_over_control"]),
         "known": recipe.startswith(KNOWN),

@@ -21,7 +21,7 @@ import yaml
 from markupsafe import Markup
 
 from pipelines import cli, tracking
-from pipelines.reporting import answer, sections, sweep_answer, sweep_sections, terminal
+from pipelines.reporting import answer, insights, sections, sweep_answer, sweep_sections, terminal
 from pipelines.reporting.samples import FOLDER, save_samples
 from pipelines.reporting.sections import Section
 from uml_core.errors import UserError
@@ -132,7 +132,7 @@ def _comparison(parts: _Inputs) -> str:
             sections.arms(entry),
             sections.gains(entry),
             sections.learning_curves(trace["arms"]),
-            *_present(sections.gradients(entry["target"], trace["arms"])),
+            *_present(insights.gradients(entry["target"], trace["arms"])),
         ]
         for entry, trace in zip(entries, traces, strict=True)
     ]
@@ -153,7 +153,7 @@ def _comparison(parts: _Inputs) -> str:
         tiles=tiles,
         body=[
             *body,
-            *_present(sections.exchange(compare), sections.forecast(compare)),
+            *_present(insights.exchange(compare), insights.forecast(compare)),
             *_context(parts, seconds),
         ],
         explain=True,
@@ -194,7 +194,7 @@ def _training(parts: _Inputs) -> str:
     curve["gradients"] = [history.get("gradients", [])]
     body = [
         sections.learning_curves({"uml": curve}),
-        *_present(sections.gradients(metrics["target"], {"uml": curve})),
+        *_present(insights.gradients(metrics["target"], {"uml": curve})),
         sections.numbers(metrics, "Numbers"),
     ]
     return _page(

@@ -217,6 +217,8 @@ class Member:
         )
         self.policy = Adaptive.of(self.recipe)
         self.schedule = self.policy.schedule if self.policy else self.recipe.schedule()
+        if self.policy is not None:
+            self.fit.schedule = self.schedule
         self.cursor: dict[str, int] = dict.fromkeys(self.recipe.active, 0)
         self.step = self._restore()
         self.trace = Trace(Path(job.out), self.part, self.step) if self.recipe.trace else None

@@ -175,7 +175,8 @@ class Fit:
 
     def _note_gradients(self, mine: Sequence[tuple[str, Batch, float]], step: int) -> None:
         """Measures the modalities' gradients at the weights that this step starts from."""
-        if len({name for name, *_ in mine}) < 2:
+        shared = [p for p in self.learner.shared_parameters() if p.requires_grad]
+        if len({name for name, *_ in mine}) < 2 or not shared:
             return
         # Without dropout, so that the losses differ in their data alone; only where there is some,
         # because a compiled trunk is compiled for each mode.
@@ -183,7 +184,7 @@ class Fit:
         total = self.world.total
         with self._autocast():
             losses = weighted_losses(self.learner, mine, total)
-        report = gradient_report(losses, self.learner.shared_parameters(), step, total)
+        report = gradient_report(losses, shared, step, total)
         self.learner.train()
         if report.finite():
             self.history["gradients"].append(report.to_json())

@@ -211,7 +211,7 @@ def test_the_forecast_stands_beside_what_came(tmp_path, verdict, gain, said):
     text = write_report(tmp_path).read_text(encoding="utf-8")
     for part in ("Was it to be expected?", f"text is {verdict} to help image", said, "So far ..."):
         assert part in text
-    assert ("rank correlation of class similarities" in text) == (verdict == "likely")
+    assert ("Rank correlation of class similarities" in text) == (verdict == "likely")
 
 
 @pytest.mark.parametrize("slope", [0.5, 0.0])

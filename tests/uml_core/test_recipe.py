@@ -257,35 +257,6 @@ def test_one_problem_is_told_once(change, told):
     assert only(small(**change)).startswith(told)
 
 
-EXCHANGE = {"shots": [2, 4], "modalities__text__shots": [5, 1]}
-
-
-def test_several_auxiliary_shots_ask_for_an_exchange_rate():
-    assert from_dict(small()).exchange is None
-    assert from_dict(small(**EXCHANGE)).exchange == ("text", [1, 5])
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"shots": 4}, "shots: an exchange rate needs at least two numbers"),
-        ({"shots": None}, "shots: an exchange rate needs at least two numbers"),
-        ({"seeds": [0]}, "seeds: an exchange rate has an interval only"),
-        ({"modalities__text__shots": []}, "modalities.text.shots: give at least one number"),
-        ({"modalities__text__shots": [3, 3]}, "modalities.text.shots: give at least one number"),
-        ({"modalities__text__shots": [3, 0]}, "modalities.text.shots: must be at least 1"),
-        ({"modalities__text__ratio": 0}, "modalities.text.shots: a list measures its exchange"),
-        (
-            {"modalities__more": SMALL["modalities"]["text"]},
-            "modalities.text.shots: a list measures the exchange rate of one modality; set the "
-            "ratio of more to 0",
-        ),
-    ],
-)
-def test_what_an_exchange_rate_needs(change, told):
-    assert only(small(**EXCHANGE | change)).startswith(told)
-
-
 def test_head_init_from_a_modality_that_is_not_in_use():
     raw = small(model__head_init="class_means:text", modalities__text__ratio=0)
     assert "not in use" in only(raw)

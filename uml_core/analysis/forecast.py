@@ -3,7 +3,8 @@
 In an independent study the gain of unpaired training went with shared class geometry: Caltech
 101 (rank correlation 0.42, zero-shot accuracy 0.49 with aligned features) gained 5 to 6 points
 at one shot; Flowers (0.10 and 0.03) and digits gained nothing. Three data sets make a rule of
-thumb, not a law, and the sentence says so. How the rule has fared since stands in track_record.py.
+thumb, not a law, and the sentence says so. How the rule has fared since stands in track_record.py:
+shared geometry alone does not make a gain.
 
 The features of a forecast must exist before training: `Modality.coarse` of each kind.
 """

@@ -15,10 +15,11 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from uml_core.analysis.forecast import HitRate, hit_rate
+from uml_core.analysis.forecast import LIKELY, HitRate, hit_rate
 from uml_core.statistics import Gain, gain_shown
 
 FEW = 20  # decided cases below which a hit rate means little
+FULL = 95.0  # percent: a target that is right so often alone has little to gain, which no rule sees
 FILE = "track_record.json"
 
 
@@ -29,6 +30,7 @@ class Case:
     command, date, commit, seeds   what it takes to run it again
     geometry                       auxiliary -> rank correlation of class similarities, or None
     verdict                        the forecast: likely, unlikely or open
+    alone                          test accuracy of the target alone, in percent
     gain, gain_over_control        of UML, in points, with intervals
     known                          whether the threshold was set knowing this data set's outcome
     """
@@ -42,6 +44,7 @@ class Case:
     seeds: tuple[int, ...]
     geometry: dict[str, float | None]
     verdict: str
+    alone: float
     gain: Gain
     gain_over_control: Gain
     known: bool
@@ -79,6 +82,11 @@ def sentence(found: Sequence[Case]) -> str:
     text += f" ({_interval(all_of)}) and left {all_of.open} open"
     if new.decided < all_of.decided:
         text += f"; not counting data it was made from, in {right(new)} of {new.decided}"
+    missed = [case for case in found if case.verdict == LIKELY and not case.gained]
+    full = sum(case.alone >= FULL for case in missed)
+    if full:
+        hopes = f"In {full} of its {len(missed)} false hopes"
+        text += f". {hopes} the target alone was right in {FULL:.0f} % and more"
     return f"{text}. {'Too few cases to trust it.' if all_of.decided < FEW else ''}".strip()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -155,17 +156,17 @@ def batch(name: str, number: int) -> Batch:
     return Batch(torch.randn(8, 5, generator=g) + y[:, None], y)
 
 
-def fresh(names) -> UnpairedLearner:
+def fresh(names, model=MODEL, classes=4) -> UnpairedLearner:
     vector = KINDS["vector"]
     modalities = {name: vector(vector.Options(dim=5)) for name in names}
-    return UnpairedLearner(modalities, MODEL, num_classes=4)
+    return UnpairedLearner(modalities, model, num_classes=classes)
 
 
-def trained(ratios, every, weights=None, mode="joint") -> Fit:
+def trained(ratios, every, weights=None, mode="joint", model=MODEL, classes=4) -> Fit:
     names = ["x", *ratios]
     spec = TrainSpec(steps=STEPS, lr=0.01, mode=mode, gradients_every=every)
     schedule = Schedule("x", ratios, STEPS)
-    fit = Fit("fit", fresh(names), spec, names, weights or {}, schedule)
+    fit = Fit("fit", fresh(names, model, classes), spec, names, weights or {}, schedule)
     at: dict[str, int] = {}
 
     def next_batch(name):
@@ -202,6 +203,21 @@ def test_training_goes_on_as_if_nobody_had_looked():
     assert len(seen.history["gradients"]) == STEPS
     weights = unseen.learner.state_dict()
     assert all(torch.equal(v, weights[k]) for k, v in seen.learner.state_dict().items())
+
+
+def test_a_trunk_that_does_not_train_has_no_gradient():
+    """Only the classifier is left of the shared weights; without one nothing is."""
+    frozen = replace(MODEL, trunk_frozen=True)
+    fit = trained({"a": 1.0}, 4, model=frozen)
+    assert len(fit.history["gradients"]) == 3
+    x, a = batch("x", 0), batch("a", 0)
+    before = fresh("xa", frozen).eval()
+    losses = [
+        nn.functional.cross_entropy(before.logits(n, b), b.y) for n, b in (("x", x), ("a", a))
+    ]
+    norms = [float(torch.autograd.grad(v, before.classifier.weight)[0].norm()) for v in losses]
+    assert list(fit.history["gradients"][0]["norm"].values()) == pytest.approx(norms, rel=1e-4)
+    assert trained({"a": 1.0}, 4, model=frozen, classes=None).history["gradients"] == []
 
 
 def test_one_modality_alone_has_no_gradients_to_compare():

@@ -13,7 +13,7 @@ from uml_core.analysis.track_record import Case
 YES, NO = {"mean": 3.0, "ci95": [1.0, 5.0]}, {"mean": 0.1, "ci95": [-1.0, 1.2]}
 
 
-def case(verdict: str, gain: dict, over: dict = YES, known: bool = False) -> Case:
+def case(verdict: str, gain: dict, over: dict = YES, known=False, alone=40.0) -> Case:
     return Case.from_json(
         {
             "recipe": "r",
@@ -25,6 +25,7 @@ def case(verdict: str, gain: dict, over: dict = YES, known: bool = False) -> Cas
             "seeds": [0, 1],
             "geometry": {"text": 0.4},
             "verdict": verdict,
+            "alone": alone,
             "gain": gain,
             "gain_over_control": over,
             "known": known,
@@ -51,6 +52,14 @@ def test_data_that_the_rule_was_made_from_is_told_apart():
     assert "in 0 of 0" in track_record.sentence(found[:1])
 
 
+def test_a_target_that_had_nothing_to_gain_is_told():
+    found = [case(LIKELY, NO), case(LIKELY, NO, alone=99.0), case(LIKELY, YES, alone=96.0)]
+    assert "In 1 of its 2 false hopes the target alone was right in 95 %" in (
+        track_record.sentence(found)
+    )
+    assert "false hopes" not in track_record.sentence([case(LIKELY, NO)])
+
+
 def test_many_cases_lift_the_reservation_and_none_is_no_record():
     assert "Too few" not in track_record.sentence([case(LIKELY, YES)] * track_record.FEW)
     assert "has decided no comparison" in track_record.sentence([case(OPEN, YES)])
@@ -65,7 +74,7 @@ def test_the_record_of_this_project():
     assert len({c.command for c in found}) == len(found)
     for c in found:
         assert re.fullmatch(r"2\d{3}-\d\d-\d\d", c.date) and re.fullmatch(r"[0-9a-f]{7,}", c.commit)
-        assert c.verdict in (LIKELY, UNLIKELY, OPEN) and len(c.seeds) >= 3
+        assert c.verdict in (LIKELY, UNLIKELY, OPEN) and len(c.seeds) >= 5
         assert c.command.startswith(f"uml compare {c.recipe}")
         if c.verdict == LIKELY:
             assert max(v for v in c.geometry.values() if v is not None) >= 0.2
