@@ -2,11 +2,14 @@
 
     uml compare shapes
     uml compare digits data_root=path/to/digits shots=4 seeds=[0,1,2]
+    uml compare shapes shots=[2,4,8] modalities.text.shots=[1,5,20]     and an exchange rate
     python -m pipelines.compare my-recipe.yaml --out runs/mine
 
 Trains the target-only baselines, UML and the permuted control on the same target samples for the
 same number of target steps, chooses hyper-parameters per arm on validation from grids of equal
-size, reads the test set once, and reports paired gains over seeds with 95 % intervals.
+size, reads the test set once, and reports paired gains over seeds with 95 % intervals. Several
+numbers of auxiliary samples per class add UML with fewer of them, and say what one target sample is
+worth. Before any training, the features of the training data say whether a gain is likely.
 
 One worker group serves the whole comparison. All fits of one seed train in lockstep on the same
 stream, so data is read and decoded once for all arms, and the arms are paired batch by batch.
@@ -24,7 +27,7 @@ from typing import Any
 from pipelines import cli
 from pipelines.report import write_report
 from pipelines.reporting import plots, provenance, terminal
-from pipelines.reporting.answer import sentence
+from pipelines.reporting.answer import forecast_line, sentence
 from pipelines.reporting.samples import save_samples
 from pipelines.running.cohort import Cohort, Result, run_cohort, steps_of
 from pipelines.running.data import (
@@ -38,8 +41,11 @@ from pipelines.running.data import (
     write_json,
 )
 from pipelines.running.dry_run import describe
+from pipelines.running.exchange import exchange_json
+from pipelines.running.forecasting import forecast_json, foresee, is_quick
 from pipelines.running.runtime import ray_session
 from pipelines.tracking import PARENT, Tracker
+from uml_core.analysis.gradients import GradientReport
 from uml_core.arms import applicable, control_description
 from uml_core.comparison import conclude, curves
 from uml_core.language_trunk import check_weights
@@ -68,8 +74,13 @@ def run(args: argparse.Namespace) -> int:
         terminal.note(warning)
     if args.dry_run:
         print(describe(recipe, data, arms))
+        if is_quick(recipe, data):
+            views = make_all_rounds(recipe, data, None)
+            print(f"forecast    {forecast_line(foresee(recipe, data, views))}")
         return 0
-    make_all_rounds(recipe, data, None)  # too few samples anywhere is an error before the start
+    # Too few samples anywhere is an error before the start.
+    found = foresee(recipe, data, make_all_rounds(recipe, data, None))
+    terminal.note(f"Forecast: {forecast_line(found)}")
     out.mkdir(parents=True, exist_ok=True)
     (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     cohort = Cohort(
@@ -82,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         test=data.test[recipe.target],
         out=str(out),
     )
-    with ray_session(recipe.train.workers, len(recipe.active)):
+    with ray_session(recipe.train.workers, len(cohort.rounds[0].train)):
         environment = provenance.environment(
             data=provenance.data_facts(data.indices()),
             placement={},
@@ -97,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
             ) as progress:
                 results = run_cohort(cohort, progress)
             answer = _summarise(recipe, results)
+            answer["forecast"] = forecast_json(found)
+            answer |= {"exchange": rate} if (rate := exchange_json(recipe, data, results)) else {}
             answer["wall_seconds"] = round(time.monotonic() - began, 1)
             _write(out, recipe, data, results, answer, environment)
             _track(tracker, out, recipe, results, answer)
@@ -175,10 +188,16 @@ def _track(
                 steps = traces[arm]["steps"][: len(values)]
                 tracker.log_series(key, "val_accuracy", steps, values)
                 tracker.log_metrics(key, {"test_accuracy": numbers["test_accuracy"][i]}, 0)
+                for at in traces[arm]["gradients"][i] if "gradients" in traces[arm] else []:
+                    report = GradientReport.from_json(at)
+                    tracker.log_metrics(key, report.metrics(), report.step)
                 tracker.end(key)
         for name in ("gain", "control_gain", "gain_over_control"):
             at = result.shots or 0
             tracker.log_metrics(PARENT, {name: entry[name]["mean"]}, at)
+    rate = answer.get("exchange", {}).get("rate", {}).get("value")
+    if rate is not None:
+        tracker.log_metrics(PARENT, {"exchange_rate": rate}, 0)
     tracker.describe(PARENT, sentence(answer))
     for name in ("recipe.yaml", "compare.json", "compare.png", "report.html", "curves.json"):
         tracker.log_artifact(PARENT, out / name)

@@ -25,6 +25,7 @@ from pipelines import cli, tracking
 from pipelines.reporting import (
     answer,
     evaluation,
+    insights,
     sections,
     sweep_answer,
     sweep_sections,
@@ -135,7 +136,12 @@ def _comparison(parts: _Inputs) -> str:
     entries = answer.results(compare)
     traces = parts.curves.get("results", [parts.curves])
     each = [
-        [sections.arms(entry), sections.gains(entry), sections.learning_curves(trace["arms"])]
+        [
+            sections.arms(entry),
+            sections.gains(entry),
+            sections.learning_curves(trace["arms"]),
+            *_present(insights.gradients(entry["target"], trace["arms"])),
+        ]
         for entry, trace in zip(entries, traces, strict=True)
     ]
     if len(entries) == 1:
@@ -153,7 +159,11 @@ def _comparison(parts: _Inputs) -> str:
         title=answer.question(compare),
         lead=sections.verdict(compare),
         tiles=tiles,
-        body=body + _context(parts, seconds),
+        body=[
+            *body,
+            *_present(insights.exchange(compare), insights.forecast(compare)),
+            *_context(parts, seconds),
+        ],
         explain=True,
     )
 
@@ -189,7 +199,12 @@ def _training(parts: _Inputs) -> str:
         "val_accuracy": [history["val_accuracy"]],
         "loss": {name: [[at.get(name) for at in history["losses"]]] for name in names},
     }
-    body = [sections.learning_curves({"uml": curve}), sections.numbers(metrics, "Numbers")]
+    curve["gradients"] = [history.get("gradients", [])]
+    body = [
+        sections.learning_curves({"uml": curve}),
+        *_present(insights.gradients(metrics["target"], {"uml": curve})),
+        sections.numbers(metrics, "Numbers"),
+    ]
     return _page(
         parts,
         title=f"One training run: the {metrics['target']} model {answer.budget(metrics)}",
@@ -219,6 +234,11 @@ _PAGES: dict[str, Callable[[_Inputs], str]] = {
     "metrics": _training,
     "evaluate": _evaluation,
 }
+
+
+def _present(*found: Section | None) -> list[Section]:
+    """The sections whose results the run has."""
+    return [section for section in found if section is not None]
 
 
 def _context(parts: _Inputs, seconds: float | None) -> list[Section]:

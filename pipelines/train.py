@@ -47,6 +47,7 @@ from pipelines.running.runtime import ray_session
 from pipelines.streams.shards import Index
 from pipelines.tracking import PARENT, Tracker
 from uml_core.adaptive import Adaptive, Next
+from uml_core.analysis.gradients import GradientReport
 from uml_core.arms import build_fit, head_source
 from uml_core.errors import RunError, UserError
 from uml_core.evaluation import Evaluate, classifier_accuracy, probe_accuracy, probe_test_accuracy
@@ -216,6 +217,8 @@ class Member:
         )
         self.policy = Adaptive.of(self.recipe)
         self.schedule = self.policy.schedule if self.policy else self.recipe.schedule()
+        if self.policy is not None:
+            self.fit.schedule = self.schedule
         self.cursor: dict[str, int] = dict.fromkeys(self.recipe.active, 0)
         self.step = self._restore()
         self.trace = Trace(Path(job.out), self.part, self.step) if self.recipe.trace else None
@@ -280,6 +283,10 @@ class Member:
     def _progress(self, done: int) -> None:
         self.step = done
         self.reporter.tick(done)
+        measured = self.fit.history["gradients"]
+        if self.rank == 0 and measured and measured[-1]["step"] == done - 1:
+            report = GradientReport.from_json(measured[-1])
+            self.reporter.post(step=report.step, metrics=report.metrics())
 
     # ---------------------------------------------------------------------- evaluation
 

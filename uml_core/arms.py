@@ -85,6 +85,7 @@ def build_fit(
     *,
     num_classes: int | None,
     head_batches: HeadSource | None = None,
+    sources: Mapping[str, str] | None = None,
     device: torch.device | str = "cpu",
     world: World | None = None,
 ) -> Fit:
@@ -95,6 +96,7 @@ def build_fit(
     modalities    name -> Modality with its input sizes known
     num_classes   None in the self-supervised setting
     head_batches  needed by arms whose head starts at class means
+    sources       modality -> the stream that it comes from, default: the one of its name
     """
     world = world or OneProcess()
     names = [recipe.target] if arm in UNIMODAL else recipe.active
@@ -132,6 +134,7 @@ def build_fit(
         seed=seed,
         views=_views(recipe, names, num_classes, seed, world) if arm == "uml_permuted" else {},
         world=world,
+        sources=sources or {},
     )
 
 

@@ -39,6 +39,7 @@ _LEAST = {
     "train.adaptive.rate": 0,
     "train.workers": 1,
     "train.validate_every": 1,
+    "train.gradients_every": 0,
     "train.patience": 1,
     "train.checkpoint_every": 1,
     "train.max_failures": 0,
@@ -88,6 +89,7 @@ def check(recipe: Recipe, names: Collection[str], problems: list[str]) -> None:
         _check_modality(recipe, name, spec, problems)
     _check_compare(recipe.compare, problems)
     _check_evaluate(recipe, problems)
+    _check_exchange(recipe, problems)
 
 
 def _check_numbers(recipe: Recipe, problems: list[str]) -> None:
@@ -206,10 +208,11 @@ def _check_modality(recipe: Recipe, name: str, spec: ModalitySpec, problems: lis
         problems.append(f"{where}.ratio: the target's ratio is 1 by definition")
     if spec.weight < 0:
         problems.append(f"{where}.weight: cannot be negative")
+    counts = spec.shots if isinstance(spec.shots, list) else [spec.shots]
     if spec.shots == "average":
         if spec.kind != "vector":
             problems.append(f"{where}.shots: only samples of kind vector have an average")
-    elif spec.shots is not None and spec.shots < 1:
+    elif any(isinstance(k, int) and k < 1 for k in counts):
         problems.append(f"{where}.shots: must be at least 1, or null for all (got {spec.shots})")
     if name == recipe.target and spec.shots is not None:
         problems.append(f"{where}.shots: the target's shots stand at the top of the recipe")
@@ -262,3 +265,30 @@ def _check_evaluate(recipe: Recipe, problems: list[str]) -> None:
     for name in recipe.tests:
         if not _NAME.fullmatch(name):
             problems.append(f"tests.{name}: a name is made of letters, digits and spaces")
+
+
+def _check_exchange(recipe: Recipe, problems: list[str]) -> None:
+    """What measuring an exchange rate over a grid of shots needs."""
+    listed = [n for n in recipe.auxiliaries if isinstance(recipe.modalities[n].shots, list)]
+    if not listed:
+        return
+    where = f"modalities.{listed[0]}.shots"
+    counts = recipe.modalities[listed[0]].shots
+    assert isinstance(counts, list)
+    if not counts or len(set(counts)) < len(counts):
+        problems.append(f"{where}: give at least one number, each once")
+    if listed[0] not in recipe.active:
+        problems.append(f"{where}: a list measures its exchange rate, but its ratio is 0")
+    others = [name for name in recipe.active[1:] if name != listed[0]]
+    if others:
+        problems.append(
+            f"{where}: a list measures the exchange rate of one modality; set the ratio of "
+            f"{', '.join(others)} to 0"
+        )
+    if not isinstance(recipe.shots, list) or len(recipe.shots) < 2:
+        problems.append(
+            "shots: an exchange rate needs at least two numbers of labelled target samples per "
+            "class, e.g. shots=[2,4,8]"
+        )
+    if len(recipe.seeds) < 2:
+        problems.append("seeds: an exchange rate has an interval only over at least two seeds")

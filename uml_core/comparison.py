@@ -19,12 +19,17 @@ from uml_core.statistics import paired_gain
 
 @dataclass(frozen=True)
 class Unit:
-    """One fit of a comparison: an arm with grid point number `point`, one seed."""
+    """One fit of a comparison: an arm with grid point number `point`, one seed.
+
+    fewer  auxiliary samples per class where an exchange rate is measured with fewer of them than
+           the comparison's arms have; None for those arms
+    """
 
     arm: str
     point: int
     seed: int
     shots: int | None
+    fewer: int | None = None
 
 
 @dataclass
@@ -41,9 +46,10 @@ class Outcome:
 
 def units_of(recipe: Recipe, arms: Sequence[str], seed: int, shots: int | None) -> list[Unit]:
     """Every fit of one seed and one number of shots."""
+    less = recipe.exchange[1][:-1] if recipe.exchange else []
     return [
-        Unit(arm, point, seed, shots)
-        for arm in arms
+        Unit(arm, point, seed, shots, fewer)
+        for arm, fewer in [*((arm, None) for arm in arms), *(("uml", k) for k in less)]
         for point in range(len(grid_points(recipe.compare, arm not in UNIMODAL)))
     ]
 
@@ -130,7 +136,10 @@ def conclude(
 def curves(
     recipe: Recipe, outcomes: Sequence[Outcome], chosen: Mapping[str, int]
 ) -> dict[str, dict[str, Any]]:
-    """Arm -> validation steps, accuracies and losses per seed of its chosen setting."""
+    """Arm -> validation steps, accuracies and losses per seed of its chosen setting.
+
+    Arms with auxiliary data also have their gradient reports per seed (analysis/gradients.py).
+    """
     by_unit = {(o.unit.arm, o.unit.point, o.unit.seed): o for o in outcomes}
     out: dict[str, dict[str, Any]] = {}
     for arm, point in chosen.items():
@@ -142,4 +151,6 @@ def curves(
             "val_accuracy": [h["val_accuracy"] for h in histories],
             "loss": {n: [[at.get(n) for at in h["losses"]] for h in histories] for n in names},
         }
+        if any(h["gradients"] for h in histories):
+            out[arm]["gradients"] = [h["gradients"] for h in histories]
     return out

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from uml_core.analysis.gradients import gradient_report, weighted_losses
 from uml_core.errors import RunError
 from uml_core.learner import UnpairedLearner
 from uml_core.modalities.base import Batch
@@ -99,9 +100,10 @@ class DataParallel(World):
 class Fit:
     """One model in training.
 
-    modalities  those it takes, target first; others in a step's batches are ignored
+    modalities  those it takes, target first; other streams of a step are ignored
     weights     loss factor per modality (the paper's lambda, alpha)
     views       modality -> what this arm sees of it (the permuted control), default: as it is
+    sources     modality -> the stream that it comes from, default: the one of its name
     """
 
     name: str
@@ -113,6 +115,7 @@ class Fit:
     seed: int = 0
     views: Mapping[str, View] = field(default_factory=dict)
     world: World = field(default_factory=OneProcess)
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.parameters = list(self.learner.parameters())
@@ -139,7 +142,12 @@ class Fit:
         self.skipped = 0  # updates left out for a non-finite loss or gradient (on_nan: skip)
         self.diverged_at: int | None = None
         self.stopped = False
-        self.history: dict[str, list[Any]] = {"steps": [], "val_accuracy": [], "losses": []}
+        self.history: dict[str, list[Any]] = {
+            "steps": [],
+            "val_accuracy": [],
+            "losses": [],
+            "gradients": [],  # how the modalities pull the shared weights (analysis/gradients.py)
+        }
         self.loss_sums: dict[str, tuple[float, int]] = {}  # since the last validation
 
     # ---------------------------------------------------------------------------- a step
@@ -151,6 +159,9 @@ class Fit:
             return
         if not isinstance(self.learner.spec.trunk_frozen, bool):
             self.learner.freeze_trunk(self.learner.spec.frozen_at(step))
+        every = self.spec.gradients_every
+        if every and self.schedule.first_meeting(step, every):
+            self._note_gradients(mine, step)
         rate = learning_rate(self.spec, step, self.schedule.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -162,17 +173,34 @@ class Fit:
             if self.stopped:
                 return
 
+    def _note_gradients(self, mine: Sequence[tuple[str, Batch, float]], step: int) -> None:
+        """Measures the modalities' gradients at the weights that this step starts from."""
+        shared = [p for p in self.learner.shared_parameters() if p.requires_grad]
+        if len({name for name, *_ in mine}) < 2 or not shared:
+            return
+        # Without dropout, so that the losses differ in their data alone; only where there is some,
+        # because a compiled trunk is compiled for each mode.
+        self.learner.train(not self.learner.spec.dropout)
+        total = self.world.total
+        with self._autocast():
+            losses = weighted_losses(self.learner, mine, total)
+        report = gradient_report(losses, shared, step, total)
+        self.learner.train()
+        if report.finite():
+            self.history["gradients"].append(report.to_json())
+
     def _mine(
         self, batches: Mapping[str, Sequence[tuple[int, Batch]]]
     ) -> list[tuple[str, Batch, float]]:
-        """(modality, batch as this arm sees it, factor of its mean loss) of a step's batches.
+        """(modality, batch as this arm sees it, factor of its mean loss) of a step's streams.
 
         A modality's weight is shared out over its batches of the step, in both modes: the
         expected gradient per target batch is the same.
         """
         mine = []
-        for name, group in batches.items():
-            weight = self.weights.get(name, 1.0) if name in self.modalities else 0.0
+        for name in self.modalities:
+            group = batches.get(self.sources.get(name, name), ())
+            weight = self.weights.get(name, 1.0)
             if weight > 0:
                 view = self.views.get(name)
                 for number, batch in group:
@@ -289,7 +317,7 @@ def train(
 ) -> None:
     """Trains `fits` in lockstep from step `start` to the end of `schedule`.
 
-    next_batch  modality -> (number, batch): the next batch of its stream, endless
+    next_batch  stream -> (number, batch): the next batch of it, endless
     evaluate    fit -> validation accuracy of its target modality, in percent
     checkpoint  called with the number of finished steps, every `checkpoint_every` and at the end
     progress    called with the number of finished steps, every step
@@ -297,16 +325,17 @@ def train(
     Raises RunError when every fit diverged.
     """
     spec = fits[0].spec
-    wanted = {name for fit in fits for name in fit.modalities}
+    streams = {fit.sources.get(name, name): name for fit in fits for name in fit.modalities}
     for fit in fits:
         fit.learner.train()
     for step in range(start, schedule.total):
         if all(fit.stopped for fit in fits):
             break
+        counts = schedule.counts(step)
         batches = {
-            name: [_to_device(next_batch(name), fits[0].device) for _ in range(n)]
-            for name, n in schedule.counts(step).items()
-            if name in wanted
+            stream: [_to_device(next_batch(stream), fits[0].device) for _ in range(counts[name])]
+            for stream, name in streams.items()
+            if name in counts
         }
         for fit in fits:
             fit.step(batches, step)

@@ -98,6 +98,19 @@ class Schedule:
             taken[name] = taken.get(name, 0) + min(step, self.lead)
         return taken
 
+    def first_meeting(self, step: int, every: int) -> bool:
+        """Whether `step` is the first of its `every` steps that takes some auxiliary with a target.
+
+        Steps are counted off in windows [0, every), [every, 2 every) ...; a modality whose ratio
+        leaves whole windows out has no first step there.
+        """
+        counts = self.counts(step)
+        start = max(self.lead, step - step % every)
+        before, now = self.consumed(start), self.consumed(step)
+        return self.target in counts and any(
+            counts.get(name, 0) and now[name] == before[name] for name in self.ratios
+        )
+
     @staticmethod
     def _due(ratio: Ratio, t: int, alone: int) -> int:
         # Half a batch of phase centres the rounding: the error stays within half a batch.

@@ -20,6 +20,7 @@ TUNABLE = ("lr", "weight_decay", "weight")
 ARMS = ("unimodal", "unimodal_direct", "uml", "uml_init", "uml_permuted")
 
 Searcher = Literal["asha", "grid", "random", "optuna"]
+Shots = int | list[int] | Literal["average"] | None
 RatioField = float | list[tuple[int, float]] | Literal["adaptive"]
 
 
@@ -33,7 +34,7 @@ class ModalitySpec:
     test: str | list[str] | None = None
     ratio: RatioField = 1.0  # batches per target batch; [[from step, r], ...]; adaptive
     weight: float = 1.0  # factor of its loss (the paper's lambda, alpha)
-    shots: int | Literal["average"] | None = None  # auxiliary samples per class; average = one mean
+    shots: Shots = None  # samples per class; average = one mean; null = all; a list: exchange rate
     options: Any = None  # what only this kind has: size, stem, ... (see uml_core/modalities)
 
     def build(self) -> Modality:
@@ -118,6 +119,7 @@ class TrainSpec:
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     validate_every: int = 25
+    gradients_every: int | None = 50  # steps between looks at each modality's gradient; 0 = never
     patience: int | None = None  # validations without gain before a fit stops; null = never
     checkpoint_every: int = 100
     on_nan: Literal["stop", "skip"] = "stop"
@@ -226,6 +228,17 @@ class Recipe:
     def adaptive(self) -> list[str]:
         """Modalities whose ratio is learned during the run."""
         return [n for n in self.auxiliaries if self.modalities[n].ratio == "adaptive"]
+
+    @property
+    def exchange(self) -> tuple[str, list[int]] | None:
+        """The auxiliary whose exchange rate against the target is measured, and its shots rising.
+
+        The last of them is the comparison's own number; None where no modality lists several.
+        """
+        for name, spec in self.modalities.items():
+            if isinstance(spec.shots, list):
+                return name, sorted(spec.shots)
+        return None
 
     def schedule(self) -> Schedule:
         """The step schedule; adaptive modalities at the ratios they start from.

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from uml_core.analysis import track_record
+from uml_core.analysis.forecast import LIKELY, OPEN, UNLIKELY, Forecast
 from uml_core.statistics import Gain, gain_shown
 
 Compare = Mapping[str, Any]
@@ -76,6 +78,35 @@ def budget(compare: Compare) -> str:
     if shots == 1:
         things = things.removesuffix("s")
     return f"at {shots} labelled {things} per class"
+
+
+def forecast_line(found: Mapping[str, Forecast]) -> str:
+    """What was forecast before training, per auxiliary modality, and what that is worth."""
+    if not found:
+        return "none, the auxiliary data has no labels"
+    verdicts = {
+        LIKELY: "is likely to help",
+        UNLIKELY: "is unlikely to help",
+        OPEN: "may help or not",
+    }
+    parts = []
+    for name, one in found.items():
+        basis = "too few classes"
+        if one.geometry is not None:
+            basis = f"shared class geometry {one.geometry.value:.2f}, p = {one.p_value:.2g}"
+        parts.append(f"{name} {verdicts[one.verdict]} ({basis})")
+    return f"{'; '.join(parts)}. The rule: {track_record.brief(track_record.cases())}."
+
+
+def forecast_outcome(compare: Compare) -> str:
+    """Whether the forecast came true, for a comparison that has one."""
+    verdict = compare["forecast"]["verdict"]
+    shown = any(is_shown(entry) for entry in results(compare))
+    came = "a gain was shown" if shown else "no gain was shown"
+    if verdict == OPEN:
+        return f"The forecast left it open; {came}."
+    right = (verdict == LIKELY) == shown
+    return f"The forecast was {'right' if right else 'wrong'}: {verdict} to help, and {came}."
 
 
 def results(compare: Compare) -> list[Compare]:

@@ -128,6 +128,14 @@ def loss_charts(arms: Curves) -> list[str]:
     return [inline(draw, name) for name in names]
 
 
+def analysis_chart(draw: Callable[..., Figure], *args: Any, width: float = 4.9) -> str:
+    """Inline SVG of a figure of uml_core.analysis.plots, in the style of the others here."""
+    with mpl.rc_context(_STYLE):
+        fig = draw(*args)
+        fig.set_size_inches(width, 3.1)
+        return svg(fig)
+
+
 def seed_matrix(per_seed: Sequence[Sequence[float | None]]) -> np.ndarray:
     """(seeds, steps) floats of curves that may stop early: a stopped seed keeps its last value."""
     longest = max(len(values) for values in per_seed)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich import box
 from rich.console import Console
@@ -81,6 +81,22 @@ def print_answer(compare: answer.Compare, stream: TextIO | None = None) -> None:
     out.print()
     shown = any(answer.is_shown(entry) for entry in entries)
     out.print(Text(answer.sentence(compare), style="bold green" if shown else "bold"))
+    if compare.get("exchange"):
+        _print_exchange(out, compare["exchange"])
+
+
+def _print_exchange(out: Console, found: Mapping[str, Any]) -> None:
+    """The grid of accuracies behind an exchange rate, and the rate in words."""
+    out.print()
+    target, auxiliary = found["target"], found["auxiliary"]
+    columns = [f"{target} \\ {auxiliary}", *(f"{k:g}" for k in found["auxiliary_shots"])]
+    rows = [
+        [f"{k:g} per class", *(f"{a:.1f} %" for a in row)]
+        for k, row in zip(found["target_shots"], found["accuracy"], strict=True)
+    ]
+    out.print(table(columns, rows))
+    out.print()
+    out.print(Text(found["sentence"], style="bold"))
 
 
 def _arm_rows(entry: answer.Compare) -> list[list[str | Text]]:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.reporting.terminal import Progress
 from pipelines.running.board import Board, Listener, Reporter
-from pipelines.running.data import Round, analysed
+from pipelines.running.data import Round, analysed, fewer
 from pipelines.running.feed import Feed, load_batches
 from pipelines.running.jobs import limit_threads, run_workers
 from pipelines.streams.shards import Index
@@ -39,6 +39,7 @@ from uml_core.specs import Recipe, grid_points
 
 ARMS = "arms"  # folder of the chosen weights inside --out
 ARMS_BYTES = 1 << 30  # of the chosen weights of all seeds; above it the first seed's are kept
+Budget = tuple[int | None, int | None]  # shots, fewer auxiliary samples or None
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,18 @@ class Cohort:
 
 @dataclass
 class Result:
-    """What a comparison found for one number of shots."""
+    """What a comparison found for one number of shots.
+
+    chosen  arm -> grid point
+    test    (arm, seed) -> test accuracy in percent
+    fewer   auxiliary samples per class -> seed -> test accuracy of UML with so few of them
+    """
 
     shots: int | None
     outcomes: list[Outcome]
     chosen: dict[str, int]
     test: dict[tuple[str, int], float]
+    fewer: dict[int, dict[int, float]] = field(default_factory=dict)
     placement: list[dict[str, Any]] = field(default_factory=list)
     quarantined: int = 0
 
@@ -195,9 +202,17 @@ class Member:
             self.cohort.modalities,
             num_classes=self.cohort.num_classes,
             head_batches=lambda name: self._all(at.train[name], name),
+            sources=self._sources(unit),
             device=self.device,
             world=self.world,
         )
+
+    def _sources(self, unit: Unit) -> dict[str, str]:
+        if unit.fewer is None:
+            return {}
+        assert self.recipe.exchange is not None
+        name, _ = self.recipe.exchange
+        return {name: fewer(name, unit.fewer)}
 
     def _evaluation(self, at: Round) -> Evaluate:
         target = self.recipe.target
@@ -213,7 +228,7 @@ class Member:
 
     def _keep(self, number: int, unit: Unit, fit: Fit) -> None:
         """Writes a finished fit's outcome and weights; of most fits those of the target's path."""
-        name = f"round{number:04d}-{unit.arm}-{unit.point}"
+        name = _file_name(number, unit)
         outcome = Outcome(
             unit, fit.best_accuracy, fit.best_step, fit.history, fit.diverged_at, fit.skipped
         )
@@ -253,35 +268,52 @@ class Member:
         assert checkpoint is not None
         with checkpoint.as_directory() as folder:
             outcomes = _read_outcomes(Path(folder))
-            mine: dict[tuple[int | None, str, int], float] = {}
-            jobs = []
-            chosen: dict[int | None, dict[str, int]] = {}
-            for shots in dict.fromkeys(r.shots for r in self.cohort.rounds):
-                chosen[shots] = choose([o for _, o in outcomes if o.unit.shots == shots])
-            for number, at in enumerate(self.cohort.rounds):
-                jobs += [(number, at, arm, point) for arm, point in chosen[at.shots].items()]
+            chosen = _choices([o for _, o in outcomes])
+            jobs = [
+                (number, at, Unit(arm, point, at.seed, at.shots, few))
+                for number, at in enumerate(self.cohort.rounds)
+                for (shots, few), points in chosen.items()
+                for arm, point in points.items()
+                if shots == at.shots
+            ]
+            mine: dict[Unit, float] = {}
             test = self._all(self.cohort.test, self.recipe.target)
-            for number, at, arm, point in jobs[self.rank :: self.size]:
-                weights = Path(folder) / f"round{number:04d}-{arm}-{point}.safetensors"
-                unit = Unit(arm, point, at.seed, at.shots)
-                mine[at.shots, arm, at.seed] = self._test(unit, at, weights, test)
+            for number, at, unit in jobs[self.rank :: self.size]:
+                weights = Path(folder) / f"{_file_name(number, unit)}.safetensors"
+                mine[unit] = self._test(unit, at, weights, test)
             if self.rank == 0:
                 self._save_model(Path(folder), outcomes, chosen)
                 self._save_arms(Path(folder), chosen)
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, (mine, self._placement()))
-        accuracy_of = {key: value for part, _ in gathered for key, value in part.items()}
-        return [
-            Result(
-                shots,
-                [o for _, o in outcomes if o.unit.shots == shots],
-                points,
-                {(arm, seed): a for (k, arm, seed), a in accuracy_of.items() if k == shots},
-                [place for _, place in gathered],
-                sum(place["quarantined"] for _, place in gathered),
-            )
-            for shots, points in chosen.items()
-        ]
+        tested = {unit: value for part, _ in gathered for unit, value in part.items()}
+        places = [place for _, place in gathered]
+        return [self._result(shots, outcomes, chosen, tested, places) for shots in self._shots()]
+
+    def _shots(self) -> list[int | None]:
+        return list(dict.fromkeys(at.shots for at in self.cohort.rounds))
+
+    def _result(
+        self,
+        shots: int | None,
+        outcomes: Sequence[tuple[str, Outcome]],
+        chosen: dict[Budget, dict[str, int]],
+        tested: dict[Unit, float],
+        places: list[dict[str, Any]],
+    ) -> Result:
+        """What stands under one number of shots: the arms, and UML with fewer auxiliary data."""
+        few: dict[int, dict[int, float]] = {}
+        for unit, value in tested.items():
+            if unit.shots == shots and unit.fewer is not None:
+                few.setdefault(unit.fewer, {})[unit.seed] = value
+        own = [o for _, o in outcomes if (o.unit.shots, o.unit.fewer) == (shots, None)]
+        test = {
+            (unit.arm, unit.seed): value
+            for unit, value in tested.items()
+            if (unit.shots, unit.fewer) == (shots, None)
+        }
+        bad = sum(place["quarantined"] for place in places)
+        return Result(shots, own, chosen[shots, None], test, few, places, bad)
 
     def _test(self, unit: Unit, at: Round, weights: Path, test: Sequence[Batch]) -> float:
         """Test accuracy in percent of one chosen fit."""
@@ -300,16 +332,16 @@ class Member:
         self,
         folder: Path,
         outcomes: Sequence[tuple[str, Outcome]],
-        chosen: dict[int | None, dict[str, int]],
+        chosen: dict[Budget, dict[str, int]],
     ) -> None:
         """The chosen UML fit of best validation (at the most shots): target path and recipe."""
         shots, _ = analysed(self.recipe)
         candidates = [
             (outcome.val_accuracy, name)
             for name, outcome in outcomes
-            if outcome.unit.shots == shots
+            if (outcome.unit.shots, outcome.unit.fewer) == (shots, None)
             and outcome.unit.arm == "uml"
-            and outcome.unit.point == chosen[shots]["uml"]
+            and outcome.unit.point == chosen[shots, None]["uml"]
         ]
         _, name = max(candidates, key=lambda pair: pair[0])
         model = Path(self.cohort.out) / "model"
@@ -320,17 +352,18 @@ class Member:
         names = json.dumps(list(self.cohort.classes), ensure_ascii=False, indent=1)
         (model / "classes.json").write_text(names + "\n", encoding="utf-8")
 
-    def _save_arms(self, folder: Path, chosen: dict[int | None, dict[str, int]]) -> None:
+    def _save_arms(self, folder: Path, chosen: dict[Budget, dict[str, int]]) -> None:
         """The chosen fits at the most shots for `uml evaluate`, of every seed where that is little.
 
         Those of the first seed hold all modalities, the others the target's path.
         """
         shots, first = analysed(self.recipe)
         files = {
-            (at.seed, arm): folder / f"round{number:04d}-{arm}-{point}.safetensors"
+            (at.seed, arm): folder
+            / f"{_file_name(number, Unit(arm, point, at.seed, shots))}.safetensors"
             for number, at in enumerate(self.cohort.rounds)
             if at.shots == shots
-            for arm, point in chosen[shots].items()
+            for arm, point in chosen[shots, None].items()
         }
         files = {place: path for place, path in files.items() if path.is_file()}
         many = sum(path.stat().st_size for path in files.values()) > ARMS_BYTES
@@ -358,6 +391,20 @@ def target_path(weights: dict[str, torch.Tensor], target: str) -> dict[str, torc
     own = (f"stems.{target}.", f"decoders.{target}.", "trunk.", "classifier.")
     scale = f"logit_scales.{target}"
     return {k: v.contiguous() for k, v in weights.items() if k.startswith(own) or k == scale}
+
+
+def _choices(outcomes: Sequence[Outcome]) -> dict[Budget, dict[str, int]]:
+    """(shots, fewer auxiliary samples or None) -> arm -> grid point chosen on validation."""
+    budgets = dict.fromkeys((o.unit.shots, o.unit.fewer) for o in outcomes)
+    return {
+        (shots, few): choose([o for o in outcomes if (o.unit.shots, o.unit.fewer) == (shots, few)])
+        for shots, few in budgets
+    }
+
+
+def _file_name(number: int, unit: Unit) -> str:
+    few = "" if unit.fewer is None else f"-fewer{unit.fewer}"
+    return f"round{number:04d}-{unit.arm}-{unit.point}{few}"
 
 
 def _read_outcomes(folder: Path) -> list[tuple[str, Outcome]]:

@@ -55,7 +55,8 @@ class Data:
 class Round:
     """What the fits of one (shots, seed) train on and are validated by.
 
-    train  modality -> rows that training steps stream
+    train  stream -> rows that training steps stream: one per modality, by its name, and for an
+           exchange rate more of one modality with fewer samples (`fewer`)
     val    validation rows of the target, never trained on
     probe  labelled target rows that a linear probe may use (self-supervised setting)
     """
@@ -228,7 +229,7 @@ def make_round(
         target.labels, shots, seed, 0 if own_val is not None else None, data.classes
     )
     val = own_val if own_val is not None else subset(target, val_rows)
-    streams = {name: _auxiliary(recipe, data, name, seed, folder) for name in recipe.active[1:]}
+    streams = _auxiliary_streams(recipe, data, seed, folder)
     if recipe.setting == "self_supervised":
         # Self-supervised steps need no labels: every target row outside validation is theirs.
         rest = np.setdiff1d(np.arange(len(target)), val_rows)
@@ -241,14 +242,41 @@ def make_round(
     return Round(seed, shots, {recipe.target: picked, **streams}, val)
 
 
-def _auxiliary(recipe: Recipe, data: Data, name: str, seed: int, folder: Path | None) -> Index:
-    index, shots = data.train[name], recipe.modalities[name].shots
+def fewer(name: str, shots: int) -> str:
+    """The stream of a modality that repeats so many samples per class, beside its own stream."""
+    return f"{name}@{shots}"
+
+
+def modality_of(stream: str) -> str:
+    """The modality that a stream carries."""
+    return stream.partition("@")[0]
+
+
+def _auxiliary_streams(
+    recipe: Recipe, data: Data, seed: int, folder: Path | None
+) -> dict[str, Index]:
+    """Rows of every auxiliary; where one lists several shots, its own stream has the most."""
+    streams: dict[str, Index] = {}
+    for name in recipe.active[1:]:
+        shots = recipe.modalities[name].shots
+        if isinstance(shots, list):
+            *less, shots = sorted(shots)
+            streams |= {fewer(name, k): _auxiliary(data, name, k, seed, folder) for k in less}
+        streams[name] = _auxiliary(data, name, shots, seed, folder)
+    return streams
+
+
+def _auxiliary(
+    data: Data, name: str, shots: int | str | None, seed: int, folder: Path | None
+) -> Index:
+    index = data.train[name]
     if shots is None:
         return index
     if shots == "average":
         if folder is None:
             return first_of_class(index)
         return class_means(index, data.modalities[name], folder / f"{name}-average-000000.tar")
+    assert isinstance(shots, int)
     rows, _ = few_shot_split(index.labels, shots, seed, 0, data.classes, allow_absent=True)
     return subset(index, rows)
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from pipelines.running.data import Data, make_round, num_classes, rounds_of
 from uml_core import language_trunk
-from uml_core.arms import UNIMODAL
+from uml_core.comparison import units_of
 from uml_core.learner import UnpairedLearner
-from uml_core.specs import Recipe, grid_points
+from uml_core.specs import Recipe
 
 MIB = 1 << 20
 
@@ -31,12 +31,16 @@ def describe(recipe: Recipe, data: Data, arms: Sequence[str] | None = None) -> s
     together, fits = 1, "1"
     if arms is not None:
         budgets = recipe.shots if isinstance(recipe.shots, list) else [recipe.shots]
-        points = sum(len(grid_points(recipe.compare, arm not in UNIMODAL)) for arm in arms)
+        points = len(units_of(recipe, arms, seed, shots))
         together = max(1, points // recipe.train.workers)
         fits = (
             f"{points * len(recipe.seeds) * len(budgets)} ({len(arms)} arms with their grids, "
-            f"{len(recipe.seeds)} seeds, {len(budgets)} numbers of shots)"
+            f"{len(recipe.seeds)} seeds, {len(budgets)} numbers of shots"
         )
+        if recipe.exchange is not None:
+            name, counts = recipe.exchange
+            fits += f", UML with {len(counts)} numbers of {name} samples"
+        fits += ")"
     warmup = schedule.warmup
     if warmup is not None:
         used = len(streams[warmup.modality])

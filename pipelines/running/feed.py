@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import ray
 
+from pipelines.running.data import modality_of
 from pipelines.streams.plan import Plan
 from pipelines.streams.quarantine import Quarantine
 from pipelines.streams.reader import BatchStream, load_all, ray_stream
@@ -26,7 +27,7 @@ EVALUATION_BYTES = 4 << 30  # decoded evaluation sets stay in memory up to this 
 class Feed:
     """Streams the rounds of a job, in order, without a pause between them.
 
-    rounds    modality -> rows, for each round
+    rounds    stream -> rows, for each round; a stream's name tells its modality (`modality_of`)
     seeds     of each round
     batches   modality -> batches one round takes
     part      (rank, ranks) of the global batches that this feed yields
@@ -50,13 +51,15 @@ class Feed:
         self._first = self._round = first
         self._streams: dict[str, BatchStream] = {}
         self._quarantines: dict[str, Quarantine] = {}
-        for name, modality in modalities.items():
+        for name in rounds[first] if first < len(rounds) else ():
+            source = modality_of(name)
+            modality = modalities[source]
             segments = [
                 Segment(
                     at[name],
-                    Plan(len(at[name]), batch_size, seed, name),
+                    Plan(len(at[name]), batch_size, seed, source),
                     skip := cursor.get(name, 0) if number == 0 else 0,
-                    batches[name] - skip,
+                    batches[source] - skip,
                 )
                 for number, (at, seed) in enumerate(zip(rounds[first:], seeds[first:], strict=True))
             ]
@@ -76,14 +79,14 @@ class Feed:
         self._round = number
 
     def next(self, name: str) -> tuple[int, Batch]:
-        """(number, batch): the next batch of a modality in the current round."""
+        """(number, batch): the next batch of a stream in the current round."""
         while True:
             item = next(self._streams[name])
             if item.segment + self._first >= self._round:
                 return item.number, item.batch
 
     def wait_seconds(self) -> dict[str, float]:
-        """Time that next() took per modality: what training waited for data."""
+        """Time that next() took per stream: what training waited for data."""
         return {name: round(s.wait_seconds, 3) for name, s in self._streams.items()}
 
     def quarantined(self) -> int:

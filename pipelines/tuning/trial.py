@@ -211,6 +211,8 @@ class SeedRun:
         )
         self.policy = Adaptive.of(self.recipe)
         self.schedule = self.policy.schedule if self.policy else self.recipe.schedule()
+        if self.policy is not None:
+            self.fit.schedule = self.schedule
         self.test_index = shared.data.test[self.target]
         if state is not None:
             self.fit.load_state_dict(state["fit"])

@@ -82,6 +82,9 @@ def test_arms_and_seeds_are_nested_runs(finished: Path):
         for shots in ("2", "4")
     }
     assert all("test_accuracy" in r.data.metrics for r in children)
+    for run in children:  # gradients are compared where there is more than one modality
+        pulled = "grad_cosine/image/text" in run.data.metrics
+        assert pulled == (run.data.tags["arm"] != "unimodal")
     [parent] = [r for r in runs if r not in children]
     assert len(parent.data.tags["dataset.sha256"]) == 64
     assert "unpaired text" in parent.data.tags["mlflow.note.content"]

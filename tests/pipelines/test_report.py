@@ -13,7 +13,9 @@ from PIL import Image
 
 from pipelines import cli
 from pipelines.report import save_samples, write_report
-from pipelines.reporting import plots
+from pipelines.reporting import plots, terminal
+from uml_core.analysis.exchange_rate import exchange_rate
+from uml_core.analysis.gradients import GradientReport
 from uml_core.errors import UserError
 from uml_core.statistics import paired_gain
 
@@ -76,7 +78,17 @@ def curves(result: dict) -> dict:
         full = [[2.0, 10.0, value] for value in facts["val_accuracy"]]
         losses = {"image": [[3.9, 2.0, None] for _ in full]}
         arms[arm] = {"steps": [0, 25, 50], "val_accuracy": [full[0][:2], *full[1:]], "loss": losses}
+        if arm != "unimodal":
+            arms[arm]["gradients"] = [pulls(arm == "uml", seed) for seed in result["seeds"]]
     return {"shots": result["shots"], "arms": arms}
+
+
+def pulls(together: bool, seed: int) -> list[dict]:
+    """Two gradient reports of a fit whose modalities pull together, or against each other."""
+    cosine = (0.3 if together else -0.2) + 0.01 * seed
+    pair, norm = ("image", "text"), {"image": 2.0, "text": 1.0}
+    reports = [GradientReport(norm, {pair: cosine}, {pair: 0.5}, step) for step in (0, 25)]
+    return [report.to_json() for report in reports]
 
 
 def png(color: tuple[int, int, int], size: int = 8) -> bytes:
@@ -160,6 +172,67 @@ def test_everything_asked_for_is_in_it(page):
     assert page.count("<circle") == 3 * 5 * 2  # a dot per seed for each arm and each difference
 
 
+def test_gradients_are_told_beside_those_of_the_control(page):
+    assert "same way as image in 100 % of the measured steps" in page
+    assert "the permuted control in 0 %" in page
+    assert "the meaning of text makes it pull more with image" in page
+    assert "Cosine of the gradients" in page and "Gradient norm on the shared weights" in page
+
+
+def foretold(verdict: str) -> dict:
+    geometry = {"value": 0.41, "low": 0.3, "high": 0.52} if verdict == "likely" else None
+    rank = {"rank": {"value": 3.0, "low": 2.5, "high": 3.5}, "samples": 9, "dimensions": 4}
+    one = {
+        "geometry": geometry,
+        "p_value": 0.001,
+        "classes": 48,
+        "zero_shot": None,
+        "chance": 2.1,
+        "target_rank": rank,
+        "auxiliary_rank": rank,
+        "verdict": verdict,
+        "sentence": f"text is {verdict} to help image",
+    }
+    return {"verdict": verdict, "auxiliaries": {"text": one}, "record": {"sentence": "So far ..."}}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "gain", "said"),
+    [
+        ("likely", 3.0, "The forecast was right: likely to help, and a gain was shown."),
+        ("likely", 0.0, "The forecast was wrong: likely to help, and no gain was shown."),
+        ("unlikely", 0.0, "The forecast was right: unlikely to help, and no gain was shown."),
+        ("open", 3.0, "The forecast left it open; a gain was shown."),
+    ],
+)
+def test_the_forecast_stands_beside_what_came(tmp_path, verdict, gain, said):
+    result = compare(gain) | {"forecast": foretold(verdict)}
+    fill(tmp_path, result, curves(result))
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    for part in ("Was it to be expected?", f"text is {verdict} to help image", said, "So far ..."):
+        assert part in text
+    assert ("Rank correlation of class similarities" in text) == (verdict == "likely")
+
+
+@pytest.mark.parametrize("slope", [0.5, 0.0])
+def test_an_exchange_rate_has_its_section(tmp_path, slope):
+    rows = [(i, j, s, 30 + i + slope * j + 0.1 * s) for s in (0, 1) for i in (1, 2) for j in (0, 4)]
+    found = exchange_rate(*zip(*rows, strict=True), words_per_sample=8.0)
+    names = {"target": "image", "auxiliary": "text", "words_per_sample": 8.0}
+    result = compare(3.0) | {"exchange": names | found.to_json()}
+    fill(tmp_path, result, curves(result))
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "What is one image sample worth?" in text and found.sentence in text
+    assert "One text sample has 8 words." in text
+    assert ("not identifiable</text>" in text.replace("\n", "")) == (slope == 0)
+    assert f"<td>{31 + 4 * slope + 0.05:.1f}</td>" in text
+    terminal.print_answer(result, out := io.StringIO())
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith("1 per class") for line in lines)
+    assert ("Not identifiable" if slope == 0 else "One image sample is worth 2 text") in str(lines)
+
+
 def test_what_stands_in_the_data_is_not_run(page):
     assert "<script" not in page
     assert "a &lt;script&gt;alert(1)&lt;/script&gt; caption" in page
@@ -222,6 +295,10 @@ def test_a_training_run_gets_a_report_too(tmp_path):
     assert "One training run: the image model at 8 labelled images per class" in text
     assert "<strong>21.5</strong>" in text
     assert "Training loss, image" in text
+    assert "pull the same way" not in text  # nothing was measured
+    history["gradients"] = pulls(True, 0)
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    assert "over 2 steps of one run" in write_report(tmp_path).read_text(encoding="utf-8")
 
 
 def test_every_missing_input_is_named(tmp_path):

@@ -376,7 +376,8 @@ def test_a_resumed_run_is_bitwise_the_uninterrupted_one(mode, cut, warmup, froze
         model = ModelSpec(
             width=8, depth=1, heads=2, dropout=0.3, logit_scale="learned", trunk_frozen=frozen
         )
-        return make_fit({"a": 0.5, "b": 2.0}, model=model, mode=mode, warmup=warmup, clip=1.0)
+        spec = {"mode": mode, "clip": 1.0, "gradients_every": 3}
+        return make_fit({"a": 0.5, "b": 2.0}, model=model, warmup=warmup, **spec)
 
     def evaluate(fit):
         return 100.0 * accuracy(fit.learner, "x", [sample("x", 77, 64)])[0] / 64
@@ -484,6 +485,9 @@ def test_two_ranks_learn_what_one_process_learns(two_ranks, case):
     for a, b in zip(one["losses"], two["losses"], strict=True):
         assert a == pytest.approx(b, rel=1e-5)
     assert one["norms"] == pytest.approx(two["norms"], rel=1e-4)
+    assert len(one["gradients"]) == (0 if case in ("weight-0", "unimodal-alternate") else 7)
+    for a, b in zip(one["gradients"], two["gradients"], strict=True):
+        assert a["norm"] | a["cosine"] == pytest.approx(b["norm"] | b["cosine"], 1e-4, 1e-4)
     assert one["losses"][-1]["x"] < one["losses"][0]["x"]
     assert two == two_ranks[1][case]["two"]  # the checksum of the weights with it
 

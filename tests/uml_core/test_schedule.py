@@ -128,3 +128,22 @@ def test_constant_means_that_every_step_takes_the_same_modalities(plan, alike):
     assert plan.constant() is alike
     if alike:
         assert len({tuple(plan.counts(s)) for s in range(plan.total)}) == 1
+
+
+def meetings(plan, every):
+    return [s for s in range(plan.total) if plan.first_meeting(s, every)]
+
+
+def test_each_auxiliary_meets_the_target_once_in_a_window_at_its_first_step_there():
+    assert meetings(schedule(a=1.0, b=3.0), 4) == list(range(0, STEPS, 4))
+    assert meetings(schedule(), 4) == meetings(schedule(a=0.0), 4) == []
+    # a comes at 0, 2, 4 ..., b at 1, 5, 9 ...: they never share a step.
+    never = schedule(a=0.5, b=0.25)
+    assert [s for s in meetings(never, 8) if s < 24] == [0, 1, 8, 9, 16, 17]
+    # Windows shorter than a modality's period: those that it leaves out have no step.
+    assert [s for s in meetings(schedule(b=0.25), 2) if s < 12] == [1, 5, 9]
+
+
+def test_warmup_steps_on_one_modality_are_no_meetings():
+    assert meetings(schedule(Warmup("x", 5), a=1.0), 4)[:3] == [5, 8, 12]
+    assert meetings(schedule(Warmup("a", 5), a=1.0), 4)[:3] == [5, 8, 12]

@@ -83,7 +83,7 @@ def run(
         ModelSpec(width=8, depth=1, heads=2, trunk_frozen=frozen),
         num_classes=CLASSES if setting == "supervised" else None,
     )
-    spec = TrainSpec(steps=STEPS, lr=0.02, mode=mode, validate_every=1, **spec)
+    spec = TrainSpec(steps=STEPS, lr=0.02, mode=mode, validate_every=1, gradients_every=3, **spec)
     schedule = Schedule("x", {"a": ratio} if "a" in names else {}, STEPS)
     views = {name: PermutedValues(5, world) for name in names} if permuted else {}
     fit = Fit("fit", learner, spec, names, {"x": 1.0, "a": weight}, schedule, 0, views, world)
@@ -100,6 +100,7 @@ def run(
     checksum = sum(float(p.detach().double().abs().sum()) for p in learner.parameters())
     return {
         "losses": fit.history["losses"],
+        "gradients": fit.history["gradients"],
         "norms": norms,
         "checksum": checksum,
         "skipped": fit.skipped,

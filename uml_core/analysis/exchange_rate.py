@@ -15,8 +15,9 @@ simulated grids where Fieller's interval covered it in 94 to 95.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -77,6 +78,39 @@ class ExchangeRate:
     accuracy: np.ndarray
     seeds: int
     sentence: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types, field by field; arrays as nested lists."""
+        plain = asdict(self)
+        return plain | {name: getattr(self, name).tolist() for name in _ARRAYS}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ExchangeRate:
+        """The inverse of `to_json`."""
+
+        def rate(value: Mapping[str, Any] | None) -> Rate | None:
+            return None if value is None else Rate(**value)
+
+        cells = [
+            LocalRate(
+                target_shots=tuple(cell["target_shots"]),
+                auxiliary_shots=tuple(cell["auxiliary_shots"]),
+                target_slope=Estimate(**cell["target_slope"]),
+                auxiliary_slope=Estimate(**cell["auxiliary_slope"]),
+                rate=Rate(**cell["rate"]),
+            )
+            for cell in data["local"]
+        ]
+        slopes = ("intercept", "target_slope", "auxiliary_slope")
+        return cls(
+            **{**data, **{name: np.array(data[name], np.float64) for name in _ARRAYS}}
+            | {name: Estimate(**data[name]) for name in slopes}
+            | {name: rate(data[name]) for name in ("rate", "words_per_target")}
+            | {"local": tuple(cells)}
+        )
+
+
+_ARRAYS = ("target_shots", "auxiliary_shots", "accuracy")
 
 
 def exchange_rate(

@@ -3,13 +3,17 @@
 In an independent study the gain of unpaired training went with shared class geometry: Caltech
 101 (rank correlation 0.42, zero-shot accuracy 0.49 with aligned features) gained 5 to 6 points
 at one shot; Flowers (0.10 and 0.03) and digits gained nothing. Three data sets make a rule of
-thumb, not a law, and the sentence says so.
+thumb, not a law, and the sentence says so. How the rule has fared since stands in track_record.py:
+shared geometry alone does not make a gain.
+
+The features of a forecast must exist before training: `Modality.coarse` of each kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
@@ -59,6 +63,24 @@ class Forecast:
     auxiliary_rank: EffectiveRank
     verdict: str
     sentence: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types, field by field."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Forecast:
+        """The inverse of `to_json`."""
+
+        def estimate(value: Mapping[str, float] | None) -> Estimate | None:
+            return None if value is None else Estimate(**value)
+
+        def rank(value: Mapping[str, Any]) -> EffectiveRank:
+            return EffectiveRank(**{**value, "rank": Estimate(**value["rank"])})
+
+        estimates = {name: estimate(data[name]) for name in ("geometry", "zero_shot")}
+        ranks = {name: rank(data[name]) for name in ("target_rank", "auxiliary_rank")}
+        return cls(**{**data, **estimates, **ranks})
 
 
 @dataclass(frozen=True)
@@ -151,6 +173,14 @@ def shared_geometry(
         rows, columns = rows[kept], columns[kept]
         draws.append(_correlation(rankdata(a[rows, columns]), rankdata(b[rows, columns])))
     return percentile(value, np.array(draws)), permutation_p(value, null)
+
+
+def together(verdicts: Iterable[str]) -> str:
+    """One verdict on several auxiliary modalities: one that helps is enough."""
+    verdicts = set(verdicts)
+    if LIKELY in verdicts:
+        return LIKELY
+    return UNLIKELY if verdicts == {UNLIKELY} else OPEN
 
 
 def hit_rate(verdicts: Sequence[str], gained: Sequence[bool]) -> HitRate:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from uml_core.analysis.bootstrap import t_interval
 from uml_core.analysis.forecast import THRESHOLD
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#888888"
 MAX_NAMED = 60  # classes of a heat map whose names can still be read
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1)), (0, (7, 2, 1, 2)))
 
 
 def plot_alignment(named: Mapping[str, Sequence[Alignment]]) -> Figure:
@@ -168,30 +170,62 @@ def plot_neurons(found: Neurons, names: Sequence[str] | None = None) -> Figure:
     return figure
 
 
-def plot_gradients(steps: Sequence[int], reports: Sequence[GradientReport]) -> Figure:
-    """Gradient norms per modality and cosines per pair on the shared weights over training."""
-    figure, (left, right) = _figure(2)
-    for colour, name in zip(COLOURS, reports[0].norm, strict=False):
-        left.plot(steps, [r.norm[name] for r in reports], color=colour, label=name)
-    if all(v > 0 for r in reports for v in r.norm.values()):
-        left.set_yscale("log")
-    left.set_ylabel("gradient norm on shared weights")
-    for colour, pair in zip(COLOURS, reports[0].cosine, strict=False):
-        right.plot(steps, [r.cosine[pair] for r in reports], color=colour, label=" / ".join(pair))
-    right.axhline(0, color=GREY, lw=1)
-    right.set_ylim(-1, 1)
-    right.set_ylabel("gradient cosine (below 0 = conflict)")
-    for axes in (left, right):
-        axes.set_xlabel("step")
-        if axes.lines and axes.get_legend_handles_labels()[1]:
-            axes.legend()
+def plot_gradient_cosines(arms: Mapping[str, Sequence[Sequence[GradientReport]]]) -> Figure:
+    """Cosine of every pair of modalities over training; arms differ in colour, pairs in dashes.
+
+    arms  name -> one list of reports per seed; bands are t intervals over seeds
+    """
+    figure, (axes,) = _figure(1)
+    for colour, (arm, runs) in zip(COLOURS, arms.items(), strict=False):
+        pairs = dict.fromkeys(pair for run in runs for report in run for pair in report.cosine)
+        for dash, pair in zip(DASHES, pairs, strict=False):
+            curves = [{r.step: r.cosine[pair] for r in run if pair in r.cosine} for run in runs]
+            label = " / ".join(pair) if len(arms) == 1 else f"{arm}: {' / '.join(pair)}"
+            _over_steps(axes, curves, label, color=colour, ls=dash)
+    axes.axhline(0, color=GREY, lw=1)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -1.05), min(high, 1.05))  # intervals of few seeds may go beyond
+    axes.set_title("Cosine of the gradients (below 0: conflict)")
+    axes.set_xlabel("step")
+    axes.legend(fontsize=9, frameon=False)
     return figure
 
 
+def plot_gradient_norms(runs: Sequence[Sequence[GradientReport]]) -> Figure:
+    """Gradient norm of each modality over training, one list of reports per seed; log scale."""
+    figure, (axes,) = _figure(1)
+    names = dict.fromkeys(name for run in runs for report in run for name in report.norm)
+    for colour, dash, name in zip(COLOURS, DASHES * 2, names, strict=False):
+        curves = [{r.step: r.norm[name] for r in run if name in r.norm} for run in runs]
+        _over_steps(axes, curves, name, color=colour, ls=dash)
+    if all(v > 0 for run in runs for report in run for v in report.norm.values()):
+        axes.set_yscale("log")
+    axes.set_title("Gradient norm on the shared weights")
+    axes.set_xlabel("step")
+    axes.legend(fontsize=9, frameon=False)
+    return figure
+
+
+def _over_steps(
+    axes: Axes, curves: Sequence[Mapping[int, float]], label: str, *, color: str, ls: Any
+) -> None:
+    """Mean over seeds of {step: value} with its t interval at the steps that every seed has."""
+    steps = sorted(set.intersection(*(set(curve) for curve in curves if curve)))
+    values = np.array([[curve[step] for step in steps] for curve in curves if curve])
+    axes.plot(steps, values.mean(0), color=color, ls=ls, marker="o", ms=3, label=label)
+    if len(values) > 1:
+        ends = [t_interval(column) for column in values.T]
+        low, high = [e.low for e in ends], [e.high for e in ends]
+        axes.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
+
+
 def plot_exchange_rate(
-    found: ExchangeRate, target: str = "image", auxiliary: str = "text"
+    found: ExchangeRate, target: str = "image", auxiliary: str = "text", title: str | None = None
 ) -> Figure:
-    """Level lines of the measured accuracies (solid) and of the plane (dashed)."""
+    """Level lines of the measured accuracies (solid) and of the plane (dashed).
+
+    title: default: the finding in words.
+    """
     figure, (axes,) = _figure(1)
     levels = np.linspace(found.accuracy.min(), found.accuracy.max(), 9)[1:-1]
     if levels[-1] > levels[0]:
@@ -208,7 +242,32 @@ def plot_exchange_rate(
     axes.plot(grid_x.ravel(), grid_y.ravel(), ".", color=GREY)
     axes.set_xlabel(f"{auxiliary} samples per class")
     axes.set_ylabel(f"{target} samples per class")
-    axes.set_title(_wrapped(f"{found.sentence} Dashed: the plane."), fontsize=8)
+    if title is None:
+        axes.set_title(_wrapped(f"{found.sentence} Dashed: the plane."), fontsize=8)
+    else:
+        axes.set_title(title)
+    return figure
+
+
+def plot_local_rates(found: ExchangeRate, target: str = "image", auxiliary: str = "text") -> Figure:
+    """The rate in every cell of the grid with its interval; cells without one stay empty."""
+    figure, (axes,) = _figure(1)
+    rows, columns = len(found.target_shots) - 1, len(found.auxiliary_shots) - 1
+    for number, cell in enumerate(found.local):
+        i, j = divmod(number, columns)
+        rate, colour, text = cell.rate, GREY, "not identifiable"
+        if rate.value is not None:
+            colour, text = COLOURS[0], f"{rate.value:.3g}\n{rate.low:.3g} to {rate.high:.3g}"
+        axes.fill_between([j, j + 1], i, i + 1, color=colour, alpha=0.2, lw=0)
+        axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(columns + 1), [f"{k:g}" for k in found.auxiliary_shots])
+    axes.set_yticks(range(rows + 1), [f"{k:g}" for k in found.target_shots])
+    axes.set_xlim(0, columns)
+    axes.set_ylim(0, rows)
+    axes.grid(color=GREY, lw=0.5)
+    axes.set_xlabel(f"{auxiliary} samples per class")
+    axes.set_ylabel(f"{target} samples per class")
+    axes.set_title(f"{auxiliary} samples per {target} sample, cell by cell")
     return figure
 
 
@@ -216,7 +275,8 @@ def plot_forecast(found: Mapping[str, Forecast]) -> Figure:
     """Shared class geometry per auxiliary modality against the rule's threshold."""
     figure, (axes,) = _figure(1)
     known = {f"{n}\n{f.verdict}": f.geometry for n, f in found.items() if f.geometry is not None}
-    _dots(axes, known, "rank correlation of class similarities")
+    _dots(axes, known, "")
+    axes.set_title("Rank correlation of class similarities")
     axes.axhline(THRESHOLD, color=GREY, ls="--", lw=1)
     axes.axhline(0, color=GREY, lw=0.5)
     return figure

@@ -182,6 +182,10 @@ class Audio(Modality):
     def targets(self, x: Tensor) -> Tensor:
         return x
 
+    def coarse(self, item: Tensor) -> Tensor:
+        """Mean spectra of four equal parts of the clip: (4 * mels,)."""
+        return F.adaptive_avg_pool1d(item, 4).flatten()
+
     def _dim(self) -> int:
         return self.options.mels * (self.options.patch if self.options.stem == "patches" else 1)
 

@@ -107,6 +107,14 @@ class Modality(ABC):
         Position t of the stem's tokens stands for position t of the targets (self-supervised).
         """
 
+    @abstractmethod
+    def coarse(self, item: Tensor) -> Tensor:
+        """(F,) float32: a coarse copy of one decoded item, of the same F for every item.
+
+        What a forecast sees of the data before any training, alike for every model: no stem, no
+        random weights. Each kind says how it is coarsened.
+        """
+
     def with_input(self, item: Tensor) -> Modality:
         """This modality with the sizes that only the data tells, read off one decoded item.
 

@@ -267,6 +267,10 @@ class Image(Modality):
         patch = self.options.patch
         return F.unfold(normalise(x), patch, stride=patch).transpose(1, 2)
 
+    def coarse(self, item: Tensor) -> Tensor:
+        """Mean colours of 8 x 8 cells: (192,)."""
+        return F.adaptive_avg_pool2d(item.float(), 8).flatten()
+
 
 def _vit_problems(options: Options, width: int) -> list[str]:
     problems = []

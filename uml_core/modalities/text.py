@@ -111,6 +111,10 @@ class Text(Modality):
     def targets(self, x: Tensor) -> Tensor:
         return x
 
+    def coarse(self, item: Tensor) -> Tensor:
+        """Share of each hash bucket among the text's tokens: (vocab,)."""
+        return torch.bincount(item, minlength=self.options.vocab) / len(item)
+
 
 def tokenise(text: str, unit: str) -> list[str]:
     """Text -> tokens after NFKC normalisation and case folding; punctuation is left out."""

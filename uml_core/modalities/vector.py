@@ -83,6 +83,10 @@ class Vector(Modality):
     def targets(self, x: Tensor) -> Tensor:
         return x.unsqueeze(1)
 
+    def coarse(self, item: Tensor) -> Tensor:
+        """The vector as it is."""
+        return item
+
     def with_input(self, item: Tensor) -> Vector:
         if self.options.dim not in (None, len(item)):
             raise UserError(

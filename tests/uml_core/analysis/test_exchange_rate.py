@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from uml_core.analysis.exchange_rate import exchange_rate, fieller
+from uml_core.analysis.exchange_rate import ExchangeRate, exchange_rate, fieller
 from uml_core.errors import UserError
 
 TARGET, AUXILIARY = (1, 2, 4, 8), (0, 5, 10)
@@ -129,3 +131,14 @@ def test_incomplete_grids_are_listed():
         exchange_rate([1], [1, 2], [0], [50.0])
     with pytest.raises(UserError, match="two seeds"):
         fieller(np.ones(1), np.ones(1))
+
+
+@pytest.mark.parametrize("slope", [0.25, 0.0])
+def test_a_rate_survives_json(slope):
+    found = exchange_rate(*runs(lambda i, j: 3 * i + slope * j), words_per_sample=15.2)
+    plain = json.loads(json.dumps(found.to_json()))
+    again = ExchangeRate.from_json(plain)
+    assert json.loads(json.dumps(again.to_json())) == plain
+    assert (again.rate, again.local, again.sentence) == (found.rate, found.local, found.sentence)
+    assert again.words_per_target == found.words_per_target
+    np.testing.assert_array_equal(again.accuracy, found.accuracy)

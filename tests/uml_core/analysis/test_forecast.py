@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from scipy.stats import ortho_group, spearmanr
 
-from uml_core.analysis.forecast import forecast, hit_rate, shared_geometry
+from uml_core.analysis.forecast import Forecast, forecast, hit_rate, shared_geometry, together
 from uml_core.errors import UserError
 
 CLASSES, DIM = 30, 12
@@ -106,3 +108,17 @@ def test_hit_rate_counts_decided_verdicts():
     assert (found.right.value, found.decided, found.open) == (0.75, 4, 1)
     assert found.right.low == pytest.approx(0.194, abs=1e-3)  # Clopper-Pearson of 3 in 4
     assert hit_rate(["open"], [True]).right is None
+
+
+def test_one_auxiliary_that_helps_is_enough():
+    assert together(["open", "likely", "unlikely"]) == "likely"
+    assert together(["unlikely", "unlikely"]) == "unlikely"
+    assert together(["unlikely", "open"]) == together([]) == "open"
+
+
+@pytest.mark.parametrize("classes", [CLASSES, 2])
+def test_a_forecast_survives_json(classes):
+    x, y = samples(MEANS[:classes])
+    found = forecast(x, y, x, y, shared_space=classes > 2)
+    plain = json.loads(json.dumps(found.to_json()))
+    assert Forecast.from_json(plain) == found

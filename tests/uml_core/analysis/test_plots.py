@@ -87,17 +87,24 @@ def test_neurons_fall_and_show_the_baseline(tmp_path):
     assert found.overall.baseline in dashed
 
 
-def test_gradients_over_steps(tmp_path):
-    reports = [
-        GradientReport({"a": 1.0 + s, "b": 2.0}, {("a", "b"): 0.1 * s}, {("a", "b"): 0.5})
+def gradient_reports(shift: float) -> list[GradientReport]:
+    return [
+        GradientReport({"a": 1.0 + s + shift, "b": 2.0}, {("a", "b"): 0.1 * s + shift}, {}, 10 * s)
         for s in range(4)
     ]
-    left, right = saved(plots.plot_gradients([0, 10, 20, 30], reports), tmp_path)
-    assert left.get_yscale() == "log"
-    assert list(left.lines[0].get_ydata()) == [1, 2, 3, 4]
-    assert right.lines[0].get_label() == "a / b"
-    assert list(right.lines[0].get_xdata()) == [0, 10, 20, 30]
-    saved(plots.plot_gradients([0], [GradientReport({"a": 1.0}, {}, {})]), tmp_path)
+
+
+def test_gradients_over_steps(tmp_path):
+    runs = [gradient_reports(0.0), gradient_reports(0.2)[:3]]  # the second stopped early
+    [axes] = saved(plots.plot_gradient_norms(runs), tmp_path)
+    assert axes.get_yscale() == "log"
+    assert list(axes.lines[0].get_xdata()) == [0, 10, 20]
+    assert axes.lines[0].get_ydata() == pytest.approx([1.1, 2.1, 3.1])
+    [axes] = saved(plots.plot_gradient_cosines({"UML": runs, "control": runs[:1]}), tmp_path)
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["UML: a / b", "control: a / b"]
+    assert axes.lines[0].get_ydata() == pytest.approx([0.1, 0.2, 0.3])
+    assert len(axes.collections) == 1  # one seed has no interval
 
 
 @pytest.mark.parametrize("slope, start", [(0.5, "One image sample"), (0.0, "Not identifiable")])
@@ -107,6 +114,25 @@ def test_exchange_rate_draws_measured_and_plane_lines(tmp_path, slope, start):
     axes = saved(plots.plot_exchange_rate(found), tmp_path)[0]
     assert axes.get_title().startswith(start)
     assert len(axes.collections) == 2
+
+
+def test_local_rates_name_every_cell(tmp_path):
+    values = {0: 1.0, 2: 2.0, 6: 2.0}  # the second step of auxiliary samples brings nothing
+    rows = [
+        (i, j, s, 3 * i + v + 0.01 * s * j * i)
+        for s in (0, 1, 2)
+        for i in (1, 2, 4)
+        for j, v in values.items()
+    ]
+    found = exchange_rate(*zip(*rows, strict=True))
+    [axes] = saved(plots.plot_local_rates(found, "image", "sound"), tmp_path)
+    texts = [text.get_text() for text in axes.texts]
+    assert [text == "not identifiable" for text in texts] == [
+        not cell.rate.identifiable for cell in found.local
+    ]
+    assert len(texts) == 4 and 0 < sum(t == "not identifiable" for t in texts) < 4
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["1", "2", "4"]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["0", "2", "6"]
 
 
 def test_flat_accuracies_and_forecasts_draw(tmp_path):

@@ -234,6 +234,31 @@ def test_evaluation_ignores_the_augmentation(kind):
     assert torch.equal(plain.decode(make(3), suffix), augmented.decode(make(3), suffix))
 
 
+@pytest.mark.parametrize(("kind", "options", "setting"), EVERY)
+def test_coarse_copies_are_as_long_for_every_item_and_differ(kind, options, setting):
+    modality = build(kind, options)
+    coarse = [modality.coarse(item) for item in items(modality, 6)]
+    assert {tuple(c.shape) for c in coarse} == {(len(coarse[0]),)}
+    assert all(c.dtype == torch.float32 and bool(c.isfinite().all()) for c in coarse)
+    assert len({tuple(c.tolist()) for c in coarse}) == 6
+
+
+def test_what_coarse_copies_hold():
+    def copy(kind: str, item: torch.Tensor, **options) -> list[float]:
+        return KINDS[kind](KINDS[kind].Options(**options)).coarse(item).tolist()
+
+    picture = torch.arange(3 * 16 * 16, dtype=torch.int64).view(3, 16, 16).remainder(251).byte()
+    cells = picture.float().view(3, 8, 2, 8, 2).mean((2, 4))
+    assert copy("image", picture, size=16) == pytest.approx(cells.flatten().tolist())
+    assert copy("text", torch.tensor([1, 3, 3, 5]), vocab=6) == [0, 0.25, 0, 0.5, 0, 0.25]
+    spectra = torch.arange(16.0).view(2, 8)  # 2 bands, 8 frames
+    assert copy("audio", spectra, mels=2) == [0.5, 2.5, 4.5, 6.5, 8.5, 10.5, 12.5, 14.5]
+    series = torch.arange(32.0).view(16, 2)  # 16 steps of 2 numbers
+    means = series.view(8, 2, 2).mean(1).T.flatten().tolist()
+    assert copy("sequence", series) == means
+    assert copy("vector", torch.tensor([3.0, 4.0])) == [3.0, 4.0]
+
+
 FUZZ = settings(max_examples=25, deadline=None, derandomize=True)
 
 
