@@ -32,6 +32,7 @@ from pipelines.running.data import (
     make_round,
     num_classes,
     open_data,
+    record_left_out,
     resolved,
     rounds_of,
     sample_inputs,
@@ -39,6 +40,7 @@ from pipelines.running.data import (
 )
 from pipelines.running.dry_run import describe
 from pipelines.running.runtime import ray_session
+from pipelines.streams import quarantine
 from pipelines.tracking import PARENT, Tracker
 from uml_core.arms import applicable, control_description
 from uml_core.comparison import conclude, curves
@@ -68,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     make_all_rounds(recipe, data, None)  # too few samples anywhere is an error before the start
     out.mkdir(parents=True, exist_ok=True)
     (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    record_left_out(data, out)
     for warning in data.warnings:
         terminal.note(warning)
     cohort = Cohort(
@@ -141,7 +144,7 @@ def _write(
     environment = {
         **environment,
         "placement": {"workers": placement},
-        "quarantined": results[0].quarantined,
+        "quarantined": quarantine.count(out / quarantine.FILE),
     }
     write_json(out / "environment.json", environment)
     save_samples(out, sample_inputs(recipe, data))

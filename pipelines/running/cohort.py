@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from pipelines.reporting.terminal import Progress
 from pipelines.running.board import Board, Listener, Reporter
 from pipelines.running.data import Round
-from pipelines.running.feed import Feed, load_batches
+from pipelines.running.feed import Feed, Loader
 from pipelines.running.jobs import limit_threads, run_workers
 from pipelines.streams.shards import Index
 from uml_core.arms import UNIMODAL, build_fit
@@ -66,7 +66,6 @@ class Result:
     chosen: dict[str, int]
     test: dict[tuple[str, int], float]
     placement: list[dict[str, Any]] = field(default_factory=list)
-    quarantined: int = 0
 
 
 def steps_of(cohort: Cohort) -> int:
@@ -115,6 +114,7 @@ class Member:
         self.split = self.recipe.compare.parallel == "data" and self.size > 1
         self.world: World = DataParallel() if self.split else OneProcess()
         self.part = (self.rank, self.size) if self.split else (0, 1)
+        self.load = Loader(cohort.modalities, self.recipe.quarantine_budget, Path(cohort.out))
         self.folder = Path(tempfile.mkdtemp(prefix="uml-round-"))
         self.feed: Feed | None = None
         self.done_steps = 0
@@ -191,7 +191,7 @@ class Member:
             points[unit.point],
             self.cohort.modalities,
             num_classes=self.cohort.num_classes,
-            head_batches=lambda name: self._all(at.train[name], name),
+            head_batches=lambda name: self.load(at.train[name], name),
             device=self.device,
             world=self.world,
         )
@@ -199,12 +199,9 @@ class Member:
     def _evaluation(self, at: Round) -> Evaluate:
         target = self.recipe.target
         if at.probe is None:
-            return classifier_accuracy(target, self._all(at.val, target, self.part))
-        train_batches = self._all(at.probe, target)
-        return probe_accuracy(target, train_batches, self._all(at.val, target), self.recipe.probe.C)
-
-    def _all(self, index: Index, name: str, part: tuple[int, int] = (0, 1)) -> list[Batch]:
-        return load_batches(index, self.cohort.modalities[name], part)
+            return classifier_accuracy(target, self.load(at.val, target, self.part))
+        train_batches = self.load(at.probe, target)
+        return probe_accuracy(target, train_batches, self.load(at.val, target), self.recipe.probe.C)
 
     # --------------------------------------------------------------------- checkpoints
 
@@ -257,7 +254,7 @@ class Member:
                 chosen[shots] = choose([o for _, o in outcomes if o.unit.shots == shots])
             for number, at in enumerate(self.cohort.rounds):
                 jobs += [(number, at, arm, point) for arm, point in chosen[at.shots].items()]
-            test = self._all(self.cohort.test, self.recipe.target)
+            test = self.load(self.cohort.test, self.recipe.target)
             for number, at, arm, point in jobs[self.rank :: self.size]:
                 weights = Path(folder) / f"round{number:04d}-{arm}-{point}.safetensors"
                 unit = Unit(arm, point, at.seed, at.shots)
@@ -274,7 +271,6 @@ class Member:
                 points,
                 {(arm, seed): a for (k, arm, seed), a in accuracy_of.items() if k == shots},
                 [place for _, place in gathered],
-                sum(place["quarantined"] for _, place in gathered),
             )
             for shots, points in chosen.items()
         ]
@@ -289,7 +285,7 @@ class Member:
             if at.probe is None:
                 correct, labelled = accuracy(fit.learner, target, test)
                 return 100.0 * correct / labelled
-            parts = (self._all(at.probe, target), self._all(at.val, target), test)
+            parts = (self.load(at.probe, target), self.load(at.val, target), test)
             return probe_test_accuracy(fit.learner, target, parts, self.recipe.probe.C)
 
     def _save_model(
@@ -324,7 +320,6 @@ class Member:
             "device": name,
             "threads": torch.get_num_threads(),
             "wait_seconds": self.feed.wait_seconds(),
-            "quarantined": self.feed.quarantined(),
         }
 
 

@@ -18,10 +18,11 @@ from torch.nn import functional as F
 from torchaudio.transforms import MelSpectrogram, Resample
 
 from uml_core.modalities.base import BadSample, Modality
-from uml_core.modalities.common import least_problems, option, pad_stack
+from uml_core.modalities.common import cause, least_problems, option, pad_stack
 from uml_core.modalities.sequence import ConvStem, FrameStem
 
 MAX_CHANNELS = 32
+MAGIC = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS")  # libsndfile reads twenty formats more
 RATES = (1_000, 400_000)  # Hz; outside, the header is damaged
 FLOOR = 1e-6  # of mel power, before the logarithm
 # Mean and deviation of log-mel values of speech and tones at normal loudness, roughly.
@@ -63,6 +64,7 @@ class Audio(Modality):
     suffixes = ("wav", "flac", "ogg")
     Options = Options
     num_random = 1
+    partial = True
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)
@@ -112,6 +114,8 @@ class Audio(Modality):
 
     def _wave(self, data: bytes, shift: float) -> Tensor:
         """(samples,) mono at the wanted rate; only the part that is used is decoded."""
+        if data[:4] not in MAGIC:
+            raise BadSample("the clip is neither WAV, FLAC nor OGG")
         try:
             with soundfile.SoundFile(io.BytesIO(data)) as clip:
                 rate = clip.samplerate
@@ -122,7 +126,7 @@ class Audio(Modality):
         except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OSError) as error:
             if isinstance(error, BadSample):
                 raise
-            raise BadSample(f"the clip cannot be decoded: {error}") from error
+            raise BadSample(f"the clip cannot be decoded: {cause(error)}") from error
         if not len(samples):
             raise BadSample("the clip is cut off")
         wave = torch.from_numpy(samples.mean(1))

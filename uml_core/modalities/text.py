@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from uml_core.modalities.base import BadSample, Modality
 from uml_core.modalities.common import least_problems, option, pad_stack
+from uml_core.plain_text import normalised
 
 PAD = 0
 NGRAMS = (1, 2, 3)
@@ -108,7 +109,7 @@ class Text(Modality):
 
 def tokenise(text: str, unit: str) -> list[str]:
     """Text -> tokens after NFKC normalisation and case folding; punctuation is left out."""
-    words = _words(unicodedata.normalize("NFKC", text).casefold())
+    words = _words(normalised(text))
     if unit == "word":
         return words
     if unit == "char":
