@@ -19,8 +19,6 @@ from uml_core.errors import near
 
 MAX_TEXT = 1 << 20  # characters of a file
 MAX_SCALAR = 10_000  # characters of one value: base 60 takes time that grows with the square
-    10_000  # characters of one value; numbers in base 60 take time that grows with its square
-)
 MAX_NODES = 100_000  # values in all, those behind aliases counted each time
 MAX_DEPTH = 40
 MAX_INTEGER = 2**63

@@ -355,6 +355,7 @@ def test_verify_finds_beforehand_what_a_run_quarantines(
     recipe.write_text(
         "name: mine\ntarget: image\ndata_root: data\nquarantine_budget: 0.6\nseeds: [0]\n"
         "modalities:\n"
+        "modalities:\n"
         "  image: {kind: image, size: 8, max_pixels: 1000,\n"
         "    train: image-train-*.tar, test: image-test-*.tar}\n"
         "  text: {kind: text, train: text-train-0.tar}\n"
