@@ -19,7 +19,7 @@ from uml_core.errors import near
 
 MAX_TEXT = 1 << 20  # characters of a file
 MAX_SCALAR = 10_000  # characters of one value: base 60 takes time that grows with the square
-MAX_NODES = 100_000  # values in all, those behind aliases counted each time
+MAX_NODES = 20_000  # values in all, those behind aliases counted each time
 MAX_DEPTH = 40
 MAX_INTEGER = 2**63
 MAX_TOLD = 10  # problems told of one field

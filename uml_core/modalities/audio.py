@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torchaudio.transforms import MelSpectrogram, Resample
 
 from uml_core.modalities.base import BadSample, Modality
-from uml_core.modalities.common import cause, least_problems, option, pad_stack
+from uml_core.modalities.common import cause, least_problems, most_problems, option, pad_stack
 from uml_core.modalities.sequence import ConvStem, FrameStem
 
 MAX_CHANNELS = 32
@@ -93,6 +93,17 @@ class Audio(Modality):
             hop=0.001,
             patch=1,
             max_shift=0,
+        )
+        problems += most_problems(
+            options,
+            sample_rate=RATES[1],
+            seconds=3600,
+            max_seconds=10**6,
+            mels=1024,
+            window=10,
+            hop=10,
+            patch=10**6,
+            max_shift=3600,
         )
         if setting == "self_supervised" and options.stem == "conv":
             problems.append(

@@ -36,6 +36,15 @@ def least_problems(options: Any, **least: float) -> list[str]:
     ]
 
 
+def most_problems(options: Any, **most: float) -> list[str]:
+    """A sentence for each named field whose value is above what no data needs."""
+    return [
+        f"{name}: must be at most {high:,}, not {getattr(options, name):g}."
+        for name, high in most.items()
+        if getattr(options, name) is not None and not getattr(options, name) <= high
+    ]
+
+
 def cause(error: Exception) -> str:
     """What a library says of bad data, without addresses: equal damage gives equal words."""
     return re.sub(r"\s*<[\w.]+ object at 0x[0-9a-fA-F]+>", "", str(error))

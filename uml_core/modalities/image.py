@@ -20,8 +20,9 @@ from torchvision.models.vision_transformer import EncoderBlock
 from torchvision.transforms.v2 import functional as V
 
 from uml_core.modalities.base import BadSample, Modality
-from uml_core.modalities.common import cause, least_problems, option
+from uml_core.modalities.common import cause, least_problems, most_problems, option
 
+MAX_CHANNELS = 65_536
 MAX_SCANS = 100  # of a progressive JPEG, each as long as decoding; real ones have about ten
 _HIGH_BYTE = 1 if sys.byteorder == "little" else 0  # of two
 CROP_TRIES = 10  # of torchvision's RandomResizedCrop
@@ -160,8 +161,9 @@ class Image(Modality):
     @classmethod
     def check(cls, options: Any, *, setting: str, width: int, heads: int) -> list[str]:
         problems = least_problems(options, size=1, patch=1, layers=0, heads=1, max_pixels=1)
-        if min(options.channels) < 1:
-            problems.append("channels: must both be at least 1.")
+        problems += most_problems(options, size=4096, layers=1000, heads=1000, max_pixels=10**9)
+        if not 1 <= min(options.channels) <= max(options.channels) <= MAX_CHANNELS:
+            problems.append(f"channels: must both be 1 to {MAX_CHANNELS}.")
         if min(options.std) <= 0:
             problems.append("std: must be above 0 for each channel.")
         if not 0 < options.crop_scale[0] <= options.crop_scale[1] <= 1:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from uml_core.modalities.base import BadSample, Modality
-from uml_core.modalities.common import least_problems, option, pad_stack
+from uml_core.modalities.common import least_problems, most_problems, option, pad_stack
 from uml_core.plain_text import normalised
 
 PAD = 0
@@ -70,6 +70,7 @@ class Text(Modality):
     @classmethod
     def check(cls, options: Any, *, setting: str, width: int, heads: int) -> list[str]:
         problems = least_problems(options, vocab=2, max_tokens=1, max_chars=1)
+        problems += most_problems(options, vocab=2**24, max_tokens=10**6, max_chars=10**8)
         if setting == "self_supervised" and options.stem == "bag":
             problems.append(
                 "stem: bag has no next token to predict: use stem: tokens in the self-supervised "
