@@ -17,7 +17,7 @@ from uml_core.errors import UserError, near
 from uml_core.language_trunk import adopt
 from uml_core.modalities import KINDS
 from uml_core.specs import ModalitySpec, ModelSpec, Recipe, ShiftSpec
-from uml_core.typed import build, read_yaml
+from uml_core.typed import MAX_TEXT, build, read_yaml
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -29,7 +29,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(path)
     try:
-        raw = read_yaml(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            raw = read_yaml(file.read(MAX_TEXT + 1).decode())
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
     except ValueError as error:

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from pipelines.reporting.terminal import Progress
 from pipelines.running.board import Board, Listener, Reporter
 from pipelines.running.data import Round, analysed, fewer
-from pipelines.running.feed import Feed, load_batches
+from pipelines.running.feed import Feed, Loader
 from pipelines.running.jobs import limit_threads, run_workers
 from pipelines.streams.shards import Index
 from uml_core.arms import UNIMODAL, build_fit
@@ -76,7 +76,6 @@ class Result:
     test: dict[tuple[str, int], float]
     fewer: dict[int, dict[int, float]] = field(default_factory=dict)
     placement: list[dict[str, Any]] = field(default_factory=list)
-    quarantined: int = 0
 
 
 def steps_of(cohort: Cohort) -> int:
@@ -125,6 +124,7 @@ class Member:
         self.split = self.recipe.compare.parallel == "data" and self.size > 1
         self.world: World = DataParallel() if self.split else OneProcess()
         self.part = (self.rank, self.size) if self.split else (0, 1)
+        self.load = Loader(cohort.modalities, self.recipe.quarantine_budget, Path(cohort.out))
         self.folder = Path(tempfile.mkdtemp(prefix="uml-round-"))
         self.feed: Feed | None = None
         self.done_steps = 0
@@ -201,7 +201,7 @@ class Member:
             points[unit.point],
             self.cohort.modalities,
             num_classes=self.cohort.num_classes,
-            head_batches=lambda name: self._all(at.train[name], name),
+            head_batches=lambda name: self.load(at.train[name], name),
             sources=self._sources(unit),
             device=self.device,
             world=self.world,
@@ -217,12 +217,9 @@ class Member:
     def _evaluation(self, at: Round) -> Evaluate:
         target = self.recipe.target
         if at.probe is None:
-            return classifier_accuracy(target, self._all(at.val, target, self.part))
-        train_batches = self._all(at.probe, target)
-        return probe_accuracy(target, train_batches, self._all(at.val, target), self.recipe.probe.C)
-
-    def _all(self, index: Index, name: str, part: tuple[int, int] = (0, 1)) -> list[Batch]:
-        return load_batches(index, self.cohort.modalities[name], part)
+            return classifier_accuracy(target, self.load(at.val, target, self.part))
+        train_batches = self.load(at.probe, target)
+        return probe_accuracy(target, train_batches, self.load(at.val, target), self.recipe.probe.C)
 
     # --------------------------------------------------------------------- checkpoints
 
@@ -277,7 +274,7 @@ class Member:
                 if shots == at.shots
             ]
             mine: dict[Unit, float] = {}
-            test = self._all(self.cohort.test, self.recipe.target)
+            test = self.load(self.cohort.test, self.recipe.target)
             for number, at, unit in jobs[self.rank :: self.size]:
                 weights = Path(folder) / f"{_file_name(number, unit)}.safetensors"
                 mine[unit] = self._test(unit, at, weights, test)
@@ -312,8 +309,7 @@ class Member:
             for unit, value in tested.items()
             if (unit.shots, unit.fewer) == (shots, None)
         }
-        bad = sum(place["quarantined"] for place in places)
-        return Result(shots, own, chosen[shots, None], test, few, places, bad)
+        return Result(shots, own, chosen[shots, None], test, few, places)
 
     def _test(self, unit: Unit, at: Round, weights: Path, test: Sequence[Batch]) -> float:
         """Test accuracy in percent of one chosen fit."""
@@ -325,7 +321,7 @@ class Member:
             if at.probe is None:
                 correct, labelled = accuracy(fit.learner, target, test)
                 return 100.0 * correct / labelled
-            parts = (self._all(at.probe, target), self._all(at.val, target), test)
+            parts = (self.load(at.probe, target), self.load(at.val, target), test)
             return probe_test_accuracy(fit.learner, target, parts, self.recipe.probe.C)
 
     def _save_model(
@@ -382,7 +378,6 @@ class Member:
             "device": name,
             "threads": torch.get_num_threads(),
             "wait_seconds": self.feed.wait_seconds(),
-            "quarantined": self.feed.quarantined(),
         }
 
 

@@ -14,7 +14,7 @@ import ray
 import torch
 
 from pipelines.streams.plan import Plan
-from pipelines.streams.quarantine import Quarantine
+from pipelines.streams.quarantine import FILE, Quarantine
 from pipelines.streams.reader import BatchStream, iter_plan, ray_stream
 from pipelines.streams.shards import Index, subset
 from pipelines.streams.source import Segment
@@ -59,7 +59,7 @@ def embed(
     size = {label: learner.spec.width for label, learner in models.items()}
     x = {label: np.empty((len(index), width), np.float32) for label, width in size.items()}
     y, keys, done = np.empty(len(index), np.int64), [], 0
-    path = out / "quarantine.jsonl"
+    path = out / FILE
     quarantine = Quarantine(path, budget, modality=name, rows=len(index))
     with _stream(name, index, modality, quarantine) as stream:
         for item in stream:

@@ -19,6 +19,7 @@ from uml_core.modalities.common import (
     least_problems,
     load_array,
     masked_mean,
+    most_problems,
     option,
     pad_stack,
 )
@@ -103,6 +104,7 @@ class Sequence(Modality):
     @classmethod
     def check(cls, options: Any, *, setting: str, width: int, heads: int) -> list[str]:
         problems = least_problems(options, max_length=1, patch=1)
+        problems += most_problems(options, max_length=10**7, dim=10**7)
         if options.dim is not None:
             problems += least_problems(options, dim=1)
         if setting == "self_supervised" and options.stem == "conv1d":

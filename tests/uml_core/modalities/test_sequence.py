@@ -114,8 +114,12 @@ def test_headers_cannot_ask_for_more_than_there_is():
 
 def test_zip_bombs_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("uml_core.modalities.common.MAX_ARRAY_BYTES", 1000)
-    with pytest.raises(BadSample, match="larger than 1000 bytes"):
-        Sequence(Options()).decode(npz(x=np.zeros((500, 2))), "npz")
+    for data, suffix in (
+        (npz(x=np.zeros((500, 2))), "npz"),
+        (npy(np.zeros((251, 1), np.uint8)), "npy"),  # 1004 bytes as float32
+    ):
+        with pytest.raises(BadSample, match="the array takes more than"):
+            Sequence(Options()).decode(data, suffix)
 
 
 def test_dim_is_read_off_a_sample_and_contradictions_are_named():
