@@ -89,8 +89,6 @@ def run(args: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     record_left_out(data, out)
-    for warning in data.warnings:
-        terminal.note(warning)
     job = Job(
         recipe,
         data.modalities,
