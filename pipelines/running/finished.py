@@ -124,7 +124,9 @@ def load_learner(
     others = stems_of(path) - {recipe.target}
     if arm != "unimodal_direct":
         arm = "uml" if others else "unimodal"
-    learner = new_learner(recipe, modalities, arm=arm, seed=0, num_classes=num_classes)
+    # Trained weights take the place of a language model's, whose folder may be gone by now.
+    bare = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, trunk_init=None))
+    learner = new_learner(bare, modalities, arm=arm, seed=0, num_classes=num_classes)
     try:
         learner.load_state_dict(load_file(path))
     except RuntimeError as error:
