@@ -41,7 +41,7 @@ class Twin:
     labels: np.ndarray
 
     def states(self) -> Iterator[tuple[str, np.ndarray]]:
-        """("trained", features), ("untrained", features)."""
+        """("trained", features (N, D)), ("untrained", features (N, D))."""
         yield TRAINED, self.trained
         yield UNTRAINED, self.untrained
 
