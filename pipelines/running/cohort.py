@@ -22,15 +22,18 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from pipelines.files import replaced, write_text
 from pipelines.reporting.terminal import Progress
-from pipelines.running.board import Board, Listener, Reporter
+from pipelines.running import checkpoints
+from pipelines.running.board import Reporter
 from pipelines.running.data import Round
-from pipelines.running.feed import Feed, load_batches
-from pipelines.running.jobs import limit_threads, run_workers
+from pipelines.running.feed import Feed, Loader
+from pipelines.running.jobs import limit_threads, run_job, take_part
+from pipelines.running.watch import Watch
 from pipelines.streams.shards import Index
 from uml_core.arms import UNIMODAL, build_fit
 from uml_core.comparison import Outcome, Unit, choose, share, units_of
-from uml_core.errors import RunError, UserError
+from uml_core.errors import RunError
 from uml_core.evaluation import Evaluate, classifier_accuracy, probe_accuracy, probe_test_accuracy
 from uml_core.loop import DataParallel, Fit, OneProcess, World, accuracy, train
 from uml_core.modalities import Modality
@@ -66,7 +69,6 @@ class Result:
     chosen: dict[str, int]
     test: dict[tuple[str, int], float]
     placement: list[dict[str, Any]] = field(default_factory=list)
-    quarantined: int = 0
 
 
 def steps_of(cohort: Cohort) -> int:
@@ -75,31 +77,24 @@ def steps_of(cohort: Cohort) -> int:
     return sum(len(cohort.units(i)) for i in range(len(cohort.rounds))) * total
 
 
-def run_cohort(cohort: Cohort, progress: Progress) -> list[Result]:
-    """Runs the worker group from the driver; one Result per number of shots."""
-    board = Board.remote()  # type: ignore[attr-defined]
-    config = {"cohort": ray.put(cohort), "board": board}
-    with Listener(board, lambda done: progress.update(round(done)), lambda _: None):
-        answer = run_workers(worker, config, cohort.recipe.train, Path(cohort.out), keep=1)
-    if "failed" in answer:
-        raise RunError(answer["failed"])
-    return answer["results"]
+def run_cohort(cohort: Cohort, progress: Progress) -> tuple[list[Result], int]:
+    """Runs the worker group from the driver; (one Result per number of shots, restarts)."""
+    return run_job(
+        worker,
+        cohort,
+        cohort.recipe.train,
+        Path(cohort.out),
+        say=progress.say,
+        on_progress=lambda done: progress.update(round(done)),
+    )
 
 
 # ------------------------------------------------------------------------------ the worker
 
 
-def worker(config: dict[str, Any]) -> dict[str, Any]:
+def worker(config: dict[str, Any]) -> Any:
     """`train_loop_per_worker` of a comparison. Rank 0's return value reaches the driver."""
-    cohort: Cohort = ray.get(config["cohort"])
-    member = Member(cohort, Reporter(config["board"], ray.train.get_context().get_world_rank()))
-    try:
-        return member.run()
-    except (UserError, RunError) as error:
-        # Restarting the group would only meet the same error again.
-        return {"failed": str(error)}
-    finally:
-        member.close()
+    return take_part(config, Member)
 
 
 class Member:
@@ -115,17 +110,21 @@ class Member:
         self.split = self.recipe.compare.parallel == "data" and self.size > 1
         self.world: World = DataParallel() if self.split else OneProcess()
         self.part = (self.rank, self.size) if self.split else (0, 1)
+        self.out = Path(cohort.out)
         self.folder = Path(tempfile.mkdtemp(prefix="uml-round-"))
+        self.watch = Watch(reporter)
+        self.load = Loader(cohort.modalities, self.recipe.quarantine_budget, self.out, self.watch)
         self.feed: Feed | None = None
         self.done_steps = 0
 
     def close(self) -> None:
         """Ends the streams and removes the local copies."""
+        self.watch.close()
         if self.feed is not None:
             self.feed.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> list[Result]:
         """All rounds that are not in the last checkpoint, then the choice and the test set."""
         first = self._take_over()
         total = self.recipe.schedule().total
@@ -140,12 +139,15 @@ class Member:
             part=self.part,
             start=(first, {}),
             budget=self.recipe.quarantine_budget,
-            out=Path(self.cohort.out),
+            out=self.out,
+            watch=self.watch,
         )
+        if self.rank == 0:
+            self.reporter.began(first, "round")
         for number in range(first, len(self.cohort.rounds)):
             self._round(number)
             self._report(number)
-        return {"results": self._finish()}
+        return self._finish()
 
     # ------------------------------------------------------------------------- a round
 
@@ -191,7 +193,7 @@ class Member:
             points[unit.point],
             self.cohort.modalities,
             num_classes=self.cohort.num_classes,
-            head_batches=lambda name: self._all(at.train[name], name),
+            head_batches=lambda name: self.load(at.train[name], name),
             device=self.device,
             world=self.world,
         )
@@ -199,12 +201,9 @@ class Member:
     def _evaluation(self, at: Round) -> Evaluate:
         target = self.recipe.target
         if at.probe is None:
-            return classifier_accuracy(target, self._all(at.val, target, self.part))
-        train_batches = self._all(at.probe, target)
-        return probe_accuracy(target, train_batches, self._all(at.val, target), self.recipe.probe.C)
-
-    def _all(self, index: Index, name: str, part: tuple[int, int] = (0, 1)) -> list[Batch]:
-        return load_batches(index, self.cohort.modalities[name], part)
+            return classifier_accuracy(target, self.load(at.val, target, self.part))
+        train_batches = self.load(at.probe, target)
+        return probe_accuracy(target, train_batches, self.load(at.val, target), self.recipe.probe.C)
 
     # --------------------------------------------------------------------- checkpoints
 
@@ -223,47 +222,50 @@ class Member:
 
     def _report(self, number: int) -> None:
         """Checkpoints all rounds up to this one; a barrier over the workers."""
-        copy = Path(tempfile.mkdtemp(prefix="uml-checkpoint-"))
-        shutil.copytree(self.folder, copy, dirs_exist_ok=True)
-        if self.rank == 0:
-            (copy / "rounds.json").write_text(json.dumps({"finished": number + 1}))
-        checkpoint = ray.train.Checkpoint.from_directory(str(copy))
-        ray.train.report({"round": number + 1}, checkpoint=checkpoint)
-        shutil.rmtree(copy, ignore_errors=True)
+        checkpoints.save(
+            self.folder,
+            self.out,
+            number + 1,
+            "round",
+            rank=self.rank,
+            ranks=self.size,
+            metrics={"round": number + 1},
+        )
 
     def _take_over(self) -> int:
         """Rounds finished by an earlier group; rank 0 keeps carrying their files."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
+        found, troubles = checkpoints.agreed(self.out, self.rank)
+        for trouble in troubles:
+            self.reporter.note(trouble)
+        if found is None:
             return 0
-        with checkpoint.as_directory() as folder:
-            finished = json.loads((Path(folder) / "rounds.json").read_text())["finished"]
-            if self.rank == 0:
-                shutil.copytree(folder, self.folder, dirs_exist_ok=True)
-        return int(finished)
+        if self.rank == 0:
+            shutil.copytree(found.path, self.folder, dirs_exist_ok=True)
+        return found.at
 
     # ------------------------------------------------------------------------ the test
 
     def _finish(self) -> list[Result]:
         """Chooses per arm on validation and reads the test set once, fits shared by workers."""
-        checkpoint = ray.train.get_checkpoint()
+        dist.barrier()  # until the files of all workers are in the last checkpoint
+        checkpoint, _ = checkpoints.agreed(self.out, self.rank)
         assert checkpoint is not None
-        with checkpoint.as_directory() as folder:
-            outcomes = _read_outcomes(Path(folder))
-            mine: dict[tuple[int | None, str, int], float] = {}
-            jobs = []
-            chosen: dict[int | None, dict[str, int]] = {}
-            for shots in dict.fromkeys(r.shots for r in self.cohort.rounds):
-                chosen[shots] = choose([o for _, o in outcomes if o.unit.shots == shots])
-            for number, at in enumerate(self.cohort.rounds):
-                jobs += [(number, at, arm, point) for arm, point in chosen[at.shots].items()]
-            test = self._all(self.cohort.test, self.recipe.target)
-            for number, at, arm, point in jobs[self.rank :: self.size]:
-                weights = Path(folder) / f"round{number:04d}-{arm}-{point}.safetensors"
-                unit = Unit(arm, point, at.seed, at.shots)
-                mine[at.shots, arm, at.seed] = self._test(unit, at, weights, test)
-            if self.rank == 0:
-                self._save_model(Path(folder), outcomes, chosen)
+        folder = checkpoint.path
+        outcomes = _read_outcomes(folder)
+        mine: dict[tuple[int | None, str, int], float] = {}
+        jobs = []
+        chosen: dict[int | None, dict[str, int]] = {}
+        for shots in dict.fromkeys(r.shots for r in self.cohort.rounds):
+            chosen[shots] = choose([o for _, o in outcomes if o.unit.shots == shots])
+        for number, at in enumerate(self.cohort.rounds):
+            jobs += [(number, at, arm, point) for arm, point in chosen[at.shots].items()]
+        test = self.load(self.cohort.test, self.recipe.target)
+        for number, at, arm, point in jobs[self.rank :: self.size]:
+            weights = folder / f"round{number:04d}-{arm}-{point}.safetensors"
+            unit = Unit(arm, point, at.seed, at.shots)
+            mine[at.shots, arm, at.seed] = self._test(unit, at, weights, test)
+        if self.rank == 0:
+            self._save_model(folder, outcomes, chosen)
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, (mine, self._placement()))
         accuracy_of = {key: value for part, _ in gathered for key, value in part.items()}
@@ -274,13 +276,17 @@ class Member:
                 points,
                 {(arm, seed): a for (k, arm, seed), a in accuracy_of.items() if k == shots},
                 [place for _, place in gathered],
-                sum(place["quarantined"] for _, place in gathered),
             )
             for shots, points in chosen.items()
         ]
 
     def _test(self, unit: Unit, at: Round, weights: Path, test: Sequence[Batch]) -> float:
         """Test accuracy in percent of one chosen fit."""
+        if not weights.is_file():
+            raise RunError(
+                f"{unit.arm} with seed {unit.seed} diverged before its first validation: lower "
+                "train.lr or the grid's, or set train.clip=1.0"
+            )
         fit = self._build(unit, at)
         fit.learner.load_state_dict(load_file(weights), strict=False)
         fit.learner.eval()
@@ -289,7 +295,7 @@ class Member:
             if at.probe is None:
                 correct, labelled = accuracy(fit.learner, target, test)
                 return 100.0 * correct / labelled
-            parts = (self._all(at.probe, target), self._all(at.val, target), test)
+            parts = (self.load(at.probe, target), self.load(at.val, target), test)
             return probe_test_accuracy(fit.learner, target, parts, self.recipe.probe.C)
 
     def _save_model(
@@ -308,12 +314,13 @@ class Member:
             and outcome.unit.point == chosen[shots]["uml"]
         ]
         _, name = max(candidates, key=lambda pair: pair[0])
-        model = Path(self.cohort.out) / "model"
+        model = self.out / "model"
         model.mkdir(exist_ok=True)
-        shutil.copyfile(folder / f"{name}.safetensors", model / "model.safetensors")
-        (model / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
+        with replaced(model / "model.safetensors") as scratch:
+            shutil.copyfile(folder / f"{name}.safetensors", scratch)
+        write_text(model / "recipe.yaml", self.recipe.to_yaml())
         names = json.dumps(list(self.cohort.classes), ensure_ascii=False, indent=1)
-        (model / "classes.json").write_text(names + "\n", encoding="utf-8")
+        write_text(model / "classes.json", names + "\n")
 
     def _placement(self) -> dict[str, Any]:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
@@ -324,7 +331,6 @@ class Member:
             "device": name,
             "threads": torch.get_num_threads(),
             "wait_seconds": self.feed.wait_seconds(),
-            "quarantined": self.feed.quarantined(),
         }
 
 
@@ -338,8 +344,6 @@ def target_path(weights: dict[str, torch.Tensor], target: str) -> dict[str, torc
 def _read_outcomes(folder: Path) -> list[tuple[str, Outcome]]:
     out = []
     for path in sorted(folder.glob("round*.json")):
-        if path.name == "rounds.json":
-            continue
         raw = json.loads(path.read_text())
         raw["unit"] = Unit(**raw["unit"])
         out.append((path.stem, Outcome(**raw)))

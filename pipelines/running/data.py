@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipelines.files import write_text
 from pipelines.running.class_means import class_means, first_of_class
 from pipelines.sources import guards
 from pipelines.streams.shards import Index, load_index, read_rows, subset, write_subset
@@ -34,6 +35,7 @@ class Data:
     classes     names in label order
     modalities  active modalities with the input sizes that only the data tells
     train       every active modality; val and test: those that name such shards
+    left_out    (modality, split) -> (url, key, cause) of what the scan of shards could not use
     guards      counts for reports; `warnings` holds what a person should read
     """
 
@@ -44,6 +46,7 @@ class Data:
     test: dict[str, Index]
     guards: dict[str, Any]
     warnings: tuple[str, ...] = ()
+    left_out: dict[tuple[str, str], list[tuple[str, str, str]]] = field(default_factory=dict)
 
     def indices(self) -> dict[str, list[Index]]:
         """Every index by the name of its modality and split."""
@@ -104,6 +107,13 @@ def open_data(recipe: Recipe) -> Data:
     if problems:
         raise UserError(problems)
     report["warnings"] += _absent_classes(recipe, splits["train"], classes)
+    left_out = {
+        (name, split): lost
+        for split, indices in splits.items()
+        for name, index in indices.items()
+        if (lost := _left_out(index))
+    }
+    report["warnings"] += [_loss_sentence(*key, lost) for key, lost in left_out.items()]
     return Data(
         classes,
         modalities,
@@ -112,6 +122,30 @@ def open_data(recipe: Recipe) -> Data:
         splits["test"],
         report,
         tuple(report["warnings"]),
+        left_out,
+    )
+
+
+def _left_out(index: Index) -> list[tuple[str, str, str]]:
+    """(url, key, cause) of what the scan found in the shards and the index does not hold."""
+    lost = []
+    for shard in index.shards:
+        held = set(shard.keys) if shard.problems else set()
+        lost += [
+            (shard.url, problem.key or "", problem.cause)
+            for problem in shard.problems
+            if problem.key not in held
+        ]
+    return lost
+
+
+def _loss_sentence(name: str, split: str, lost: list[tuple[str, str, str]]) -> str:
+    url, key, cause = lost[0]
+    shards = len({url for url, _, _ in lost})
+    first = f"{key} in {url}" if key else url
+    return (
+        f"{name} ({split}): {len(lost)} entries in {shards} shards cannot be used and are left "
+        f"out, the first: {first}: {cause} (`uml verify` lists all, and so does quarantine.jsonl)"
     )
 
 
@@ -328,5 +362,5 @@ def sample_inputs(recipe: Recipe, data: Data) -> dict[str, list[tuple[bytes, str
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a result file."""
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    """Writes a result file, whole or not at all."""
+    write_text(path, json.dumps(content, indent=1))

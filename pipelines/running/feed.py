@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import ray
 
+from pipelines.running.watch import Watch
 from pipelines.streams.plan import Plan
-from pipelines.streams.quarantine import Quarantine
+from pipelines.streams.quarantine import FILE, Quarantine
 from pipelines.streams.reader import BatchStream, load_all, ray_stream
 from pipelines.streams.shards import Index, subset
-from pipelines.streams.source import Segment
+from pipelines.streams.source import Segment, slice_of
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
 
@@ -31,6 +33,7 @@ class Feed:
     batches   modality -> batches one round takes
     part      (rank, ranks) of the global batches that this feed yields
     start     (first round, modality -> batches of it already consumed): the cursor of a resume
+    watch     learns what this rank waits for
     """
 
     def __init__(
@@ -45,11 +48,15 @@ class Feed:
         start: tuple[int, Mapping[str, int]],
         budget: float,
         out: Path,
+        watch: Watch,
     ) -> None:
         first, cursor = start
         self._first = self._round = first
+        self._part, self._watch = part, watch
+        self._segments: dict[str, list[Segment]] = {}
+        self._shards: dict[str, set[str]] = {}
+        self._last: dict[str, tuple[int, int]] = {}
         self._streams: dict[str, BatchStream] = {}
-        self._quarantines: dict[str, Quarantine] = {}
         for name, modality in modalities.items():
             segments = [
                 Segment(
@@ -63,12 +70,12 @@ class Feed:
             segments = [segment for segment in segments if segment.count > 0]
             if not segments:
                 continue
+            self._segments[name] = segments
+            self._shards[name] = {shard.url for part in segments for shard in part.index.shards}
             rows = max(len(segment.index) for segment in segments)
-            self._quarantines[name] = Quarantine(
-                out / "quarantine.jsonl", budget, modality=name, rows=rows
-            )
+            bad = Quarantine(out / FILE, budget, modality=name, rows=rows)
             self._streams[name] = open_stream(
-                segments, modality, part=part, quarantine=self._quarantines[name]
+                segments, modality, part=part, quarantine=bad, board=watch.board
             )
 
     def enter(self, number: int) -> None:
@@ -78,17 +85,27 @@ class Feed:
     def next(self, name: str) -> tuple[int, Batch]:
         """(number, batch): the next batch of a modality in the current round."""
         while True:
-            item = next(self._streams[name])
+            with self._watch.waiting(name, self._shards[name], lambda: self._due(name)):
+                item = next(self._streams[name])
+            self._last[name] = (item.segment, item.number)
             if item.segment + self._first >= self._round:
                 return item.number, item.batch
+
+    def _due(self, name: str) -> list[str]:
+        """The shards that the next batch of a modality is read from."""
+        segments = self._segments[name]
+        at, last = self._last.get(name, (0, segments[0].first - 1))
+        number = last + 1
+        if number == segments[at].first + segments[at].count and at + 1 < len(segments):
+            at, number = at + 1, segments[at + 1].first
+        index, plan = segments[at].index, segments[at].plan
+        low, high = slice_of(plan.batch_size, *self._part)
+        rows = plan.batch(number)[low:high]
+        return [index.shards[i].url for i in np.unique(index.shard_ids[rows])]
 
     def wait_seconds(self) -> dict[str, float]:
         """Time that next() took per modality: what training waited for data."""
         return {name: round(s.wait_seconds, 3) for name, s in self._streams.items()}
-
-    def quarantined(self) -> int:
-        """Samples found bad so far."""
-        return sum(len(q) for q in self._quarantines.values())
 
     def close(self) -> None:
         """Ends all streams."""
@@ -103,6 +120,7 @@ def open_stream(
     part: tuple[int, int] = (0, 1),
     quarantine: Quarantine | None = None,
     cache_bytes: int = CACHE_BYTES,
+    board: Any = None,
 ) -> BatchStream:
     """A rank's stream through Ray Data, decoded where that is cheapest on this cluster."""
     rank, ranks = part
@@ -116,6 +134,7 @@ def open_stream(
         decode_threads=DECODE_THREADS,
         quarantine=quarantine,
         cache_bytes=cache_bytes,
+        board=board,
     )
 
 
@@ -132,7 +151,12 @@ def decode_place(ranks: int) -> Literal["tasks", "threads"]:
     return "tasks" if cores > 4 * ranks else "threads"
 
 
-def load_batches(index: Index, modality: Modality, part: tuple[int, int] = (0, 1)) -> list[Batch]:
+def load_batches(
+    index: Index,
+    modality: Modality,
+    part: tuple[int, int] = (0, 1),
+    quarantine: Quarantine | None = None,
+) -> list[Batch]:
     """An evaluation set, or a rank's part of it, decoded in memory without augmentation."""
     rank, ranks = part
     if ranks > 1:
@@ -140,4 +164,22 @@ def load_batches(index: Index, modality: Modality, part: tuple[int, int] = (0, 1
         if not len(rows):
             return []
         index = subset(index, rows)
-    return load_all(index, modality, EVALUATION_BYTES)
+    return load_all(index, modality, EVALUATION_BYTES, quarantine=quarantine)
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Reads evaluation sets of a job: what cannot be decoded is left out and written down."""
+
+    modalities: Mapping[str, Modality]
+    budget: float
+    out: Path
+    watch: Watch
+
+    def __call__(self, index: Index, name: str, part: tuple[int, int] = (0, 1)) -> list[Batch]:
+        """Modality `name`'s rows of `index`, or a rank's part of them."""
+        what = f"{name} to evaluate on"
+        bad = Quarantine(self.out / FILE, self.budget, modality=what, rows=len(index))
+        shards = [shard.url for shard in index.shards]
+        with self.watch.waiting(what, shards, lambda: shards):
+            return load_batches(index, self.modalities[name], part, bad)

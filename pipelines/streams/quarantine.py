@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
+from pipelines.files import append_line
 from uml_core.errors import RunError
 
+FILE = "quarantine.jsonl"  # in a job's folder
 LEAST = 4  # small sets may lose this many whatever the share says
 
 
 class Quarantine:
     """The bad samples of one modality; `path` may be shared by modalities, ranks and restarts.
 
-    path    a file of JSON lines {"modality", "url", "key", "error"}, or None: kept in memory
+    path    a file of JSON lines {"modality", "url", "key", "error"}, or None: kept in memory;
+            lines with a "split" are of `record` and do not count here
     rows    samples the modality has
     budget  below 1: the share of rows that may be bad (at least 4); from 1 on: their number
 
@@ -77,12 +81,7 @@ class Quarantine:
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        data = (json.dumps(line) + "\n").encode()
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, data)  # one call: lines of several ranks do not mix
-        finally:
-            os.close(handle)
+        append_line(self.path, json.dumps(line))
 
     def _load(self) -> None:
         """Takes over the lines that were added to the file since it was last read."""
@@ -96,7 +95,33 @@ class Quarantine:
         for line in whole.splitlines():
             try:
                 found = json.loads(line)
-                if found["modality"] == self.modality:
+                if found["modality"] == self.modality and "split" not in found:
                     self.errors[found["url"], found["key"]] = found["error"]
             except (ValueError, KeyError, TypeError):
                 continue  # a line cut off by a full disk or a kill
+
+
+def record(path: Path, modality: str, split: str, found: Iterable[tuple[str, str, str]]) -> None:
+    """Writes down, once each, what the scan of a split's shards left out: (url, key, error).
+
+    It never was part of the index, so it counts against no budget.
+    """
+    known = _places(path)
+    for url, key, error in found:
+        if (url, key) not in known:
+            line = {"modality": modality, "split": split, "url": url, "key": key, "error": error}
+            append_line(path, json.dumps(line))
+
+
+def count(path: Path) -> int:
+    """Samples in a quarantine file, each once."""
+    return len(_places(path))
+
+
+def _places(path: Path) -> set[tuple[str, str]]:
+    found = set()
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # cut off by a kill
+            entry = json.loads(line)
+            found.add((entry["url"], entry["key"]))
+    return found
