@@ -193,7 +193,9 @@ def remarks(facts: Mapping[str, Any]) -> list[str]:
                     "is left"
                 )
     if facts.get("quarantined"):
-        found.append(f"{facts['quarantined']} samples could not be used; see quarantine.jsonl")
+        count = facts["quarantined"]
+        samples = "1 sample" if count == 1 else f"{count} samples"
+        found.append(f"{samples} could not be used; see quarantine.jsonl")
     if facts.get("restarts"):
         times = "once" if facts["restarts"] == 1 else f"{facts['restarts']} times"
         found.append(f"the worker group had to be started again {times}; nothing is lost by that")

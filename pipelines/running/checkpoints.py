@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -62,17 +63,20 @@ def save(
     folder  None on workers that add no files
     ranks   workers that do: the checkpoint is whole with the last of them
 
-    Raises RunError where the disk of `out` is full.
+    Raises RunError where the disk of `out` is full; what had been copied is removed.
     """
     import ray.train
 
-    checkpoint = None
+    checkpoint, name = None, f"checkpoint_{at:08d}_{secrets.token_hex(4)}"
     if folder is not None:
         _seal(folder, at, unit, rank, ranks)
         checkpoint = ray.train.Checkpoint.from_directory(str(folder))
     try:
-        ray.train.report(dict(metrics), checkpoint=checkpoint)
+        ray.train.report(dict(metrics), checkpoint=checkpoint, checkpoint_dir_name=name)
     except Exception as error:
+        attempt = ray.train.get_context().get_experiment_name()
+        # Worker 0 gave the folder its name; elsewhere there is none of this one.
+        shutil.rmtree(out / STORAGE / attempt / name, ignore_errors=True)
         # On a full disk Ray may also fail to make the folder, and then miss it.
         if folder is not None and (disk_full(error) or not _fits(folder, out)):
             raise RunError(
@@ -133,15 +137,18 @@ def flaw_of(folder: Path) -> str | None:
     manifests = _manifests(folder)
     if manifests is None:
         return "it was not written to its end"
-    for manifest in manifests:
-        for name, (size, digest) in manifest["files"].items():
-            path = folder / Path(name).name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != size:
-                return f"{name} has {path.stat().st_size} bytes instead of {size}"
-            if _hash(path) != digest:
-                return f"{name} is not what was written"
+    try:
+        for manifest in manifests:
+            for name, (size, digest) in manifest["files"].items():
+                path = folder / Path(name).name
+                if not path.is_file():
+                    return f"{name} is missing"
+                if path.stat().st_size != size:
+                    return f"{name} has {path.stat().st_size} bytes instead of {size}"
+                if _hash(path) != digest:
+                    return f"{name} is not what was written"
+    except OSError as error:
+        return f"it cannot be read ({error})"
     return None
 
 

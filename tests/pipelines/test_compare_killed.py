@@ -12,7 +12,7 @@ from runs import Job, checkpoints_of
 from pipelines import cli
 from pipelines.running.checkpoints import newest
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from runs import consumed, planned
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_a_run_outlives_its_nodes(fault_recipe, tmp_path):

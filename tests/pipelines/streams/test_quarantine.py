@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pipelines.streams.quarantine import Quarantine
+from pipelines.streams.quarantine import FILE, Quarantine, count, record
 from uml_core.errors import RunError
 
 
@@ -49,3 +49,19 @@ def test_a_line_cut_off_by_a_kill_is_passed_over(tmp_path):
     with open(path, "a") as file:
         file.write('{"modality": "image", "url": "a.t\n[1]\n{"modality": "image", "url"')
     assert list(Quarantine(path, 3, modality="image").errors) == [("a.tar", "k0")]
+
+
+def test_what_the_scan_left_out_is_written_once_and_costs_no_budget(tmp_path):
+    path = tmp_path / FILE
+    found = [("a.tar", "k1", ".txt is empty"), ("b.tar", "", "cut off")]
+    for _ in range(2):  # a resumed job scans again
+        record(path, "text", "train", found)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["split"], line["url"], line["key"]) for line in lines] == [
+        ("train", "a.tar", "k1"),
+        ("train", "b.tar", ""),
+    ]
+    quarantine = Quarantine(path, 1, modality="text", rows=100)
+    assert len(quarantine) == 0
+    quarantine.bad("a.tar", "k2", "broken")
+    assert count(path) == 3 and count(tmp_path / "none") == 0
