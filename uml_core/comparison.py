@@ -112,6 +112,12 @@ def conclude(
             "best_step": [o.best_step for o in kept],
             "chosen": points[point],
             "grid_size": len(points),
+            "skipped_updates": [o.skipped for o in kept],
+            "diverged": [
+                {"setting": points[o.unit.point], "seed": o.unit.seed, "step": o.diverged_at}
+                for o in outcomes
+                if o.unit.arm == arm and o.diverged_at is not None
+            ],
         }
     baseline = max(
         (arm for arm in arms if arm in UNIMODAL),

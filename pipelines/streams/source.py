@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from pipelines.streams.plan import Plan
 from pipelines.streams.shards import Index, read_places
+from pipelines.streams.slow import report_to
 from pipelines.streams.storage import is_remote
 
 if TYPE_CHECKING:
@@ -132,12 +133,14 @@ def ray_tables(
     *,
     decode: Assembler | None = None,
     tasks: int | None = None,
+    board: Any = None,
 ) -> Iterator[pa.Table]:
     """The stream through Ray Data for one rank: blocks as they come, without copies.
 
     decode  batches are decoded by it in the tasks (its places must be those of the segments) and
             come as tables of `assemble.DECODED`; None: raw bytes, tables of `COLUMNS`
     tasks   at a time; default: what keeps a consumer of this stream busy
+    board   an actor whose slow(url, seconds) is told of reads that take long
 
     It is meant to be called in the training worker: every start of the worker group plans the rest
     of the run anew, for the ranks that there are then.
@@ -155,7 +158,7 @@ def ray_tables(
 
         pace = Pace([(chunk.segment, chunk.first) for chunk in chunks], tasks + AHEAD)
     shared = Places.of_segments(segments) if decode is None else decode
-    dataset = _dataset(chunks, shared, (rank, world), tasks, pace)
+    dataset = _dataset(chunks, shared, (rank, world), tasks, pace, board)
     table: pa.Table
     for table in dataset.iter_batches(  # type: ignore[assignment]
         batch_size=None,  # type: ignore[arg-type]  # documented: whole blocks
@@ -179,6 +182,7 @@ def _dataset(
     place: tuple[int, int],
     tasks: int,
     pace: Pace | None,
+    board: Any,
 ) -> Dataset:
     """One task per chunk or for several, in order; `shared` tells if they decode what they read."""
     import ray
@@ -190,6 +194,7 @@ def _dataset(
         ray.put(shared),
         place,
         pace,
+        board,
     )
     items = [{"number": number, **asdict(chunk)} for number, chunk in enumerate(chunks)]
     # Chunks of one task come one after the other: only a stream of one task at a time may share.
@@ -293,24 +298,26 @@ def _table(
 
 
 def _read_task(
-    shared: Any, place: tuple[int, int], pace: Pace | None, work: pa.Table
+    shared: Any, place: tuple[int, int], pace: Pace | None, board: Any, work: pa.Table
 ) -> Iterator[pa.Table]:
     """What one Ray task does: the chunks named in `work`."""
-    for chunk in _due(pace, work):
+    for chunk in _due(pace, board, work):
         yield from read_chunk(_fetched(shared), chunk, *place)
 
 
 def _decode_task(
-    shared: Any, place: tuple[int, int], pace: Pace | None, work: pa.Table
+    shared: Any, place: tuple[int, int], pace: Pace | None, board: Any, work: pa.Table
 ) -> Iterator[pa.Table]:
     from pipelines.streams.assemble import decode_chunk
 
-    for chunk in _due(pace, work):
+    for chunk in _due(pace, board, work):
         yield from decode_chunk(_fetched(shared), chunk, *place)
 
 
-def _due(pace: Pace | None, work: pa.Table) -> Iterator[Chunk]:
+def _due(pace: Pace | None, board: Any, work: pa.Table) -> Iterator[Chunk]:
     """The chunks named in `work`, each when its turn has come."""
+    if board is not None:
+        report_to(lambda url, seconds: board.slow.remote(url, seconds))
     for item in work.to_pylist():
         number = item.pop("number")
         if pace is not None:

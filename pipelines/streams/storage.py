@@ -377,7 +377,8 @@ def _http() -> Any:
     import aiohttp
     import fsspec
 
-    timeout = aiohttp.ClientTimeout(total=120, sock_connect=10, sock_read=30)
+    # No limit on the whole: a slow server is waited for as long as bytes come.
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)
     return fsspec.filesystem("http", client_kwargs={"timeout": timeout})
 
 
