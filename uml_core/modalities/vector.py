@@ -84,7 +84,7 @@ class Vector(Modality):
         return x.unsqueeze(1)
 
     def coarse(self, item: Tensor) -> Tensor:
-        """The vector as it is."""
+        """The vector as it is: (D,)."""
         return item
 
     def with_input(self, item: Tensor) -> Vector:
