@@ -30,6 +30,7 @@ VERBS = {
     "train": "one run",
     "compare": "target-only baselines, UML and the permuted control, with paired statistics",
     "sweep": "which mix of modalities, searched on Ray Tune and confirmed on fresh seeds",
+    "evaluate": "probes, test sets and analyses of a finished run",
     "report": "write the HTML report of a finished run again",
     "theory": "the paper's theorems checked by number",
     "bench": "speed as ratios against ceilings in the same run",
@@ -76,6 +77,8 @@ def parser(verb: str, module: ModuleType) -> argparse.ArgumentParser:
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if getattr(module, "TAKES_FIELDS", False):
+        out.epilog = recipe_fields()
     if getattr(module, "TAKES_RECIPE", False):
         out.epilog = recipe_fields()
         out.add_argument("recipe", help="a recipe file or the name of a packaged recipe")
@@ -100,13 +103,15 @@ def recipe_fields() -> str:
         "probe.": specs.ProbeSpec,
         "compare.": specs.CompareSpec,
         "sweep.": specs.SweepSpec,
+        "evaluate.": specs.EvaluateSpec,
+        "tests.NAME.": specs.ShiftSpec,
     }
     lines = ["recipe fields (key=value on the command line):"]
     for prefix, spec in groups.items():
         source = inspect.getsource(spec)
         for field in dataclasses.fields(spec):
             if (
-                field.name not in ("modalities", "options")
+                field.name not in ("modalities", "tests", "options")
                 and f"{prefix}{field.name}." not in groups
             ):
                 comment = re.search(rf"^    {field.name}: [^#\n]*# (.+)$", source, re.MULTILINE)

@@ -35,6 +35,7 @@ from pipelines.running.data import (
     make_round,
     num_classes,
     open_data,
+    record_left_out,
     resolved,
     rounds_of,
     sample_inputs,
@@ -44,6 +45,7 @@ from pipelines.running.dry_run import describe
 from pipelines.running.exchange import exchange_json
 from pipelines.running.forecasting import forecast_json, foresee, is_quick
 from pipelines.running.runtime import ray_session
+from pipelines.streams import quarantine
 from pipelines.tracking import PARENT, Tracker
 from uml_core.analysis.gradients import GradientReport
 from uml_core.arms import applicable, control_description
@@ -83,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
     terminal.note(f"Forecast: {forecast_line(found)}")
     out.mkdir(parents=True, exist_ok=True)
     (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    record_left_out(data, out)
     cohort = Cohort(
         recipe=recipe,
         modalities=data.modalities,
@@ -156,7 +159,7 @@ def _write(
     environment = {
         **environment,
         "placement": {"workers": placement},
-        "quarantined": results[0].quarantined,
+        "quarantined": quarantine.count(out / quarantine.FILE),
     }
     write_json(out / "environment.json", environment)
     save_samples(out, sample_inputs(recipe, data))

@@ -3,9 +3,9 @@
     uml report runs/shapes/20260101-120000
     python -m pipelines.report runs/shapes/20260101-120000 --out elsewhere
 
-Reads what `uml compare`, `uml sweep` or `uml train` left in the folder and writes report.html
-there, or into --out. Tracking events that could not be delivered when the run ended are delivered
-now.
+Reads what `uml compare`, `uml sweep`, `uml train` or `uml evaluate` left in the folder and writes
+report.html there, or into --out. Tracking events that could not be delivered when the run ended
+are delivered now.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,15 @@ import yaml
 from markupsafe import Markup
 
 from pipelines import cli, tracking
-from pipelines.reporting import answer, insights, sections, sweep_answer, sweep_sections, terminal
+from pipelines.reporting import (
+    answer,
+    evaluation,
+    insights,
+    sections,
+    sweep_answer,
+    sweep_sections,
+    terminal,
+)
 from pipelines.reporting.samples import FOLDER, save_samples
 from pipelines.reporting.sections import Section
 from uml_core.errors import UserError
@@ -59,7 +68,7 @@ def write_report(out: Path, to: Path | None = None) -> Path:
     Raises UserError naming every input that is missing or unreadable.
     """
     parts = _Inputs(Path(out))
-    page = {"compare": _comparison, "sweep": _sweep, "metrics": _training}[parts.kind](parts)
+    page = _PAGES[parts.kind](parts)
     folder = Path(to or out)
     folder.mkdir(parents=True, exist_ok=True)
     path = (folder / NAME).resolve()
@@ -73,15 +82,14 @@ class _Inputs:
     def __init__(self, out: Path) -> None:
         if not out.is_dir():
             raise UserError(f"{out} is not a folder: give the --out folder of a finished run")
-        kinds = [
-            kind for kind in ("compare", "sweep", "metrics") if (out / f"{kind}.json").is_file()
-        ]
+        kinds = [kind for kind in _PAGES if (out / f"{kind}.json").is_file()]
         if not kinds:
             raise UserError(
                 f"{out} holds none of compare.json (from `uml compare`), sweep.json (from `uml "
-                "sweep`) and metrics.json (from `uml train`): has the run finished?"
+                "sweep`), metrics.json (from `uml train`) and evaluate.json (from `uml evaluate`): "
+                "has the run finished?"
             )
-        self.kind = kinds[0]
+        self.kind, self.out = kinds[0], out
         self.folder = out / FOLDER
         self.names: list[str] = []
         self._problems: list[str] = []
@@ -206,6 +214,27 @@ def _training(parts: _Inputs) -> str:
         body=body + _context(parts, metrics.get("wall_seconds")),
         explain=False,
     )
+
+
+def _evaluation(parts: _Inputs) -> str:
+    """The page of an evaluation."""
+    found = parts.result
+    return _page(
+        parts,
+        title=evaluation.title(found),
+        lead=evaluation.lead(found),
+        tiles=evaluation.tiles(found),
+        body=evaluation.body(found, parts.out) + _context(parts, found["wall_seconds"]),
+        explain=False,
+    )
+
+
+_PAGES: dict[str, Callable[[_Inputs], str]] = {
+    "compare": _comparison,
+    "sweep": _sweep,
+    "metrics": _training,
+    "evaluate": _evaluation,
+}
 
 
 def _present(*found: Section | None) -> list[Section]:

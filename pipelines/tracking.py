@@ -157,6 +157,10 @@ class Tracker:
         texts = {_legal(k): v for k, v in flatten(params or {}).items()}
         self._emit("start", key, name=name, params=texts, tags=dict(tags or {}))
 
+    def has(self, key: str) -> bool:
+        """Whether the run `key` was started, now or by an earlier job of the same folder."""
+        return key in self._started
+
     def log_metrics(self, key: str, metrics: Mapping[str, float], step: int) -> None:
         """Numbers of one step. A step a metric already has is kept as it was."""
         now = _now()

@@ -35,15 +35,17 @@ from pipelines.running.data import (
     make_round,
     num_classes,
     open_data,
+    record_left_out,
     resolved,
     rounds_of,
     sample_inputs,
     write_json,
 )
 from pipelines.running.dry_run import describe
-from pipelines.running.feed import Feed, load_batches
+from pipelines.running.feed import Feed, Loader
 from pipelines.running.jobs import limit_threads, run_workers
 from pipelines.running.runtime import ray_session
+from pipelines.streams import quarantine
 from pipelines.streams.shards import Index
 from pipelines.tracking import PARENT, Tracker
 from uml_core.adaptive import Adaptive, Next
@@ -86,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     make_round(recipe, data, seed, shots)
     out.mkdir(parents=True, exist_ok=True)
     (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    record_left_out(data, out)
     job = Job(
         recipe,
         data.modalities,
@@ -151,7 +154,7 @@ def _write(
 ) -> None:
     """All files of a finished run."""
     environment["placement"] = {"workers": metrics.pop("placement")}
-    environment["quarantined"] = metrics["quarantined"]
+    environment["quarantined"] = metrics["quarantined"] = quarantine.count(out / quarantine.FILE)
     write_json(out / "environment.json", environment)
     write_json(out / "metrics.json", metrics)
     save_samples(out, sample_inputs(job.recipe, data))
@@ -196,6 +199,7 @@ class Member:
         self.job, self.recipe, self.reporter = job, job.recipe, reporter
         self.rank, self.size = context.get_world_rank(), context.get_world_size()
         self.part = (self.rank, self.size)
+        self.load = Loader(job.modalities, self.recipe.quarantine_budget, Path(job.out))
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
             limit_threads(context.get_local_world_size())
@@ -211,7 +215,7 @@ class Member:
             {},
             job.modalities,
             num_classes=job.num_classes,
-            head_batches=lambda name: self._all(job.round.train[name], name),
+            head_batches=lambda name: self.load(job.round.train[name], name),
             device=self.device,
             world=world,
         )
@@ -269,7 +273,6 @@ class Member:
             "skipped_updates": fit.skipped,
             **({"mix": self.policy.history} if self.policy else {}),
             "history": fit.history,
-            "quarantined": self.feed.quarantined(),
             "placement": [self._placement()],
         }
 
@@ -293,9 +296,9 @@ class Member:
     def _evaluation(self) -> Evaluate:
         target, at = self.recipe.target, self.job.round
         if at.probe is None:
-            inner = classifier_accuracy(target, self._all(at.val, target, self.part))
+            inner = classifier_accuracy(target, self.load(at.val, target, self.part))
         else:
-            parts = (self._all(at.probe, target), self._all(at.val, target))
+            parts = (self.load(at.probe, target), self.load(at.val, target))
             inner = probe_accuracy(target, *parts, self.recipe.probe.C)
 
         def evaluate(fit: Fit) -> float:
@@ -307,7 +310,7 @@ class Member:
 
         if self.policy is None:
             return evaluate
-        val = self._all(at.val, target, self.part)
+        val = self.load(at.val, target, self.part)
         return self.policy.around(evaluate, val, target, lambda: self.step + 1)
 
     def _test(self) -> float:
@@ -315,17 +318,14 @@ class Member:
         self.fit.learner.eval()
         with torch.no_grad():
             if at.probe is None:
-                test = self._all(self.job.test, target, self.part)
+                test = self.load(self.job.test, target, self.part)
                 return classifier_accuracy(target, test)(self.fit)
             parts = (
-                self._all(at.probe, target),
-                self._all(at.val, target),
-                self._all(self.job.test, target),
+                self.load(at.probe, target),
+                self.load(at.val, target),
+                self.load(self.job.test, target),
             )
             return probe_test_accuracy(self.fit.learner, target, parts, self.recipe.probe.C)
-
-    def _all(self, index: Index, name: str, part: tuple[int, int] = (0, 1)) -> list[Batch]:
-        return load_batches(index, self.job.modalities[name], part)
 
     # --------------------------------------------------------------------- checkpoints
 

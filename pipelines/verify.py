@@ -7,7 +7,8 @@
 Reads every byte, in parallel on Ray Data: tars are whole, payloads decode,
 index.json tells the truth, labels lie within classes.json, no content is in
 both train and test, no two modalities come from the same sources. Writes
-verify.json into --out, never beside the shards.
+verify.json into --out, never beside the shards; "lost" marks the samples that a
+run would leave out and list in quarantine.jsonl, with the same cause.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.table import Table
@@ -68,16 +69,25 @@ class Part:
     urls: tuple[str, ...]
 
 
+class Found(NamedTuple):
+    """A problem; lost: a run leaves the sample out and lists it in quarantine.jsonl."""
+
+    shard: str  # or what data it concerns
+    key: str | None
+    cause: str
+    lost: bool
+
+
 @dataclass
 class Findings:
-    """Everything found. A problem is (shard or data, key or None, cause)."""
+    """Everything found."""
 
-    problems: list[tuple[str, str | None, str]] = field(default_factory=list)
+    problems: list[Found] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, where: str, key: str | None, cause: str) -> None:
-        self.problems.append((where, key, cause))
+    def add(self, where: str, key: str | None, cause: str, lost: bool = False) -> None:
+        self.problems.append(Found(where, key, cause, lost))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -179,10 +189,29 @@ def _index_entries(url: str) -> dict[str, Any]:
 
 
 def _check_shards(parts: Sequence[Part]) -> list[Job]:
-    jobs: list[Job] = []
-    for part in parts:
-        options = plain(part.options)
-        jobs += [{"url": url, "kind": part.kind, "options": options} for url in part.urls]
+    """One result per shard. All shards of a modality are held against the size of its samples."""
+    jobs: list[Job] = [
+        {"url": url, "kind": part.kind, "options": plain(part.options)}
+        for part in parts
+        for url in part.urls
+    ]
+    names = [part.modality for part in parts for _ in part.urls]
+    results = _checked(jobs)
+    dims = _dims(parts, results)
+    again = [
+        i
+        for i, (name, result) in enumerate(zip(names, results, strict=True))
+        if result.get("dim") not in (None, dims.get(name))
+    ]
+    for i in again:
+        jobs[i]["options"]["dim"] = dims[names[i]]
+    if again:
+        for i, result in zip(again, _checked([jobs[i] for i in again]), strict=True):
+            results[i] = result
+    return results
+
+
+def _checked(jobs: Sequence[Job]) -> list[Job]:
     sizes = [_size(job["url"]) for job in jobs]
     return each(
         check_shard,
@@ -192,6 +221,18 @@ def _check_shards(parts: Sequence[Part]) -> list[Job]:
         title="Verifying",
         unit="shards",
     )
+
+
+def _dims(parts: Sequence[Part], results: Sequence[Job]) -> dict[str, int]:
+    """Numbers per sample of each modality: those of the first sample that a run would read."""
+    found: dict[str, dict[str, int]] = {}
+    left = iter(results)
+    for part in parts:
+        for _ in part.urls:
+            dim = next(left).get("dim")
+            if dim is not None:
+                found.setdefault(part.modality, {}).setdefault(part.split, dim)
+    return {name: by.get("train", next(iter(by.values()))) for name, by in found.items()}
 
 
 def _size(url: str) -> int:
@@ -207,31 +248,24 @@ def _size(url: str) -> int:
 def _collect(parts: Sequence[Part], results: Sequence[Job], findings: Findings) -> holdings.Groups:
     """The indices as the tars themselves tell them; per-shard problems go into `findings`."""
     groups: holdings.Groups = {}
-    dims: dict[str, dict[int, str]] = {}
     others: Counter[str] = Counter()
     left = iter(results)
     for part in parts:
         shards = []
         for url in part.urls:
             result = next(left)
-            for key, cause in result["problems"]:
-                findings.add(url, key, cause)
+            for key, cause, lost in result["problems"]:
+                findings.add(url, key, cause, lost)
             if "shard" not in result:
                 continue
             shard = from_json(result["shard"], url)
             assert shard is not None
             shards.append(shard)
-            if result["dim"] is not None and len(shard):
-                dims.setdefault(part.modality, {}).setdefault(result["dim"], url)
             known = {*KINDS[part.kind].suffixes, *ANNOTATIONS}
             others.update({s: n for s, n in result["suffixes"].items() if s not in known})
         if shards:
             index = Index(tuple(shards), _classes_beside(part.urls[0], findings))
             groups.setdefault(part.modality, {})[part.split] = index
-    for found in dims.values():
-        for dim, url in list(found.items())[1:]:
-            first, at = next(iter(found.items()))
-            findings.add(url, None, f"samples hold {dim} numbers, those of {at} {first}")
     if others:
         listed = ", ".join(f"{n} .{suffix}" for suffix, n in sorted(others.items()))
         findings.warnings.append(f"members that nothing reads: {listed}")
@@ -249,7 +283,7 @@ def _classes_beside(url: str, findings: Findings) -> tuple[str, ...] | None:
     good = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if good and len(set(names)) == len(names):
         return tuple(names)
-    problem = (path, None, "not a JSON list of different names")
+    problem = Found(path, None, "not a JSON list of different names", False)
     if problem not in findings.problems:
         findings.problems.append(problem)
     return None
@@ -334,7 +368,7 @@ def _write(out: Path, findings: Findings) -> None:
     out.mkdir(parents=True, exist_ok=True)
     content = {
         "clean": not findings.problems,
-        "problems": [{"shard": w, "key": k, "cause": c} for w, k, c in findings.problems],
+        "problems": [problem._asdict() for problem in findings.problems],
         "warnings": findings.warnings,
         **findings.report,
     }
@@ -363,12 +397,12 @@ def _print(
     screen.print(f"Details: {holdings.shown_path(out / 'verify.json')}", soft_wrap=True)
 
 
-def _table(problems: Sequence[tuple[str, str | None, str]]) -> Table:
+def _table(problems: Sequence[Found]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, safe_box=True)
     table.add_column("shard", overflow="fold", max_width=26)
     table.add_column("key", overflow="fold", max_width=22)
     table.add_column("cause", overflow="fold")
-    for where, key, cause in problems:
+    for where, key, cause, _ in problems:
         name = storage.name_of(where) if where.endswith((".tar", ".json")) else where
         table.add_row(name, key or "-", cause)
     return table

@@ -19,7 +19,6 @@ from uml_core.specs import (
     CompareSpec,
     ModalitySpec,
     Recipe,
-    grid_points,
     pieces,
 )
 
@@ -50,6 +49,7 @@ _LEAST = {
     "sweep.max_failures": 0,
     "world.train": 1,
     "world.test": 1,
+    "evaluate.samples": 100,
 }
 _ABOVE_ZERO = (
     "model.norm_eps",
@@ -60,6 +60,23 @@ _ABOVE_ZERO = (
     "train.adaptive.most",
     "probe.label_fraction",
 )
+# Beyond what any machine can do: a slip of the finger is told instead of tried.
+_MOST = {
+    "model.width": 65_536,
+    "model.depth": 1_000,
+    "model.heads": 65_536,
+    "model.ff": 1_048_576,
+    "model.max_positions": 10_000_000,
+    "train.steps": 1_000_000_000,
+    "train.batch_size": 1_000_000,
+    "train.warmup.steps": 1_000_000_000,
+    "train.workers": 10_000,
+    "world.train": 1_000_000,
+    "world.test": 1_000_000,
+}
+_MOST_RATIO = 1_000  # batches per target batch
+_MOST_VALUES = 1_000  # in a list of seeds, settings, pieces of a ratio
+_MOST_NAME = 100  # characters; folders and files are called so
 _SHARES = (
     "model.dropout",
     "train.label_smoothing",
@@ -75,8 +92,8 @@ _KEY = re.compile(r"[A-Za-z_][\w-]*")  # of a modality: it becomes a key of stat
 def check(recipe: Recipe, names: Collection[str], problems: list[str]) -> None:
     """What types cannot say. `names`: all modalities, also those that could not be built."""
     wrong = {problem.partition(":")[0] for problem in problems}
-    if "name" not in wrong and not _NAME.fullmatch(recipe.name):
-        problems.append(f"name: '{recipe.name}' cannot be a folder's name")
+    if "name" not in wrong and not _is_name(_NAME, recipe.name):
+        problems.append(f"name: '{recipe.name[:_MOST_NAME]}' cannot be a folder's name")
     if "target" not in wrong and recipe.target not in names:
         problems.append(f"target: no modality '{recipe.target}'{near(recipe.target, names)}")
     if "data_root" not in wrong and recipe.data_root is None:
@@ -87,16 +104,26 @@ def check(recipe: Recipe, names: Collection[str], problems: list[str]) -> None:
     for name, spec in recipe.modalities.items():
         _check_modality(recipe, name, spec, problems)
     _check_compare(recipe.compare, problems)
+    _check_evaluate(recipe, problems)
     _check_exchange(recipe, problems)
 
 
+def _is_name(pattern: re.Pattern[str], name: str) -> bool:
+    return len(name) <= _MOST_NAME and pattern.fullmatch(name) is not None
+
+
 def _check_numbers(recipe: Recipe, problems: list[str]) -> None:
-    for place, value in _floats(recipe.to_dict(), ""):
+    for place, value in _numbers(recipe.to_dict(), ""):
         if not math.isfinite(value):
             problems.append(f"{place}: must be a finite number (got {value})")
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            problems.append(f"{place}: a whole number of more than 63 bits")
     for place, least in _LEAST.items():
         if (number := _at(recipe, place)) is not None and number < least:
             problems.append(f"{place}: must be at least {least} (got {number})")
+    for place, most in _MOST.items():
+        if (number := _at(recipe, place)) is not None and number > most:
+            problems.append(f"{place}: must be at most {most:,} (got {number})")
     for place in _ABOVE_ZERO:
         if (number := _at(recipe, place)) is not None and number <= 0:
             problems.append(f"{place}: must be above 0 (got {number})")
@@ -105,7 +132,11 @@ def _check_numbers(recipe: Recipe, problems: list[str]) -> None:
             problems.append(f"{place}: must be between 0 and 1 (got {number})")
     if not recipe.seeds or len(set(recipe.seeds)) < len(recipe.seeds) or min(recipe.seeds) < 0:
         problems.append("seeds: give at least one, each once, none below 0")
+    if max(len(recipe.seeds), len(recipe.probe.C)) > _MOST_VALUES:
+        problems.append(f"seeds, probe.C: at most {_MOST_VALUES} values each")
     shots = recipe.shots if isinstance(recipe.shots, list) else [recipe.shots]
+    if len(shots) > _MOST_VALUES:
+        problems.append(f"shots: at most {_MOST_VALUES} values")
     if not shots or len(set(shots)) < len(shots) or any(k is not None and k < 1 for k in shots):
         problems.append("shots: whole numbers of at least 1, each once, or null for all samples")
     if not recipe.probe.C or min(recipe.probe.C) <= 0:
@@ -119,13 +150,13 @@ def _at(recipe: Recipe, place: str) -> Any:
     return value
 
 
-def _floats(value: Any, place: str) -> Iterator[tuple[str, float]]:
-    """Every float in nested plain types, with its dotted place."""
-    if isinstance(value, float):
+def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
+    """Every number in nested plain types, with its dotted place."""
+    if isinstance(value, int | float):
         yield place, value
     elif isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _floats(inner, f"{place}.{key}" if place else str(key))
+            yield from _numbers(inner, f"{place}.{key}" if place else str(key))
 
 
 def _check_model(recipe: Recipe, names: Collection[str], problems: list[str]) -> None:
@@ -191,15 +222,20 @@ def warmup_problems(recipe: Recipe) -> list[str]:
 
 def _check_modality(recipe: Recipe, name: str, spec: ModalitySpec, problems: list[str]) -> None:
     where = f"modalities.{name}"
-    if not _KEY.fullmatch(name) or hasattr(nn.ModuleDict(), name):
+    if not _is_name(_KEY, name) or hasattr(nn.ModuleDict(), name):
         problems.append(
-            f"{where}: a modality's name is made of letters, digits, _ and -, begins with a letter "
-            "and is no word of PyTorch's modules such as 'values' or 'type'"
+            f"{where[:_MOST_NAME]}: a modality's name is made of letters, digits, _ and -, begins "
+            "with a letter and is no word of PyTorch's modules such as 'values' or 'type'"
         )
     steps = pieces(spec.ratio)
     starts = [start for start, _ in steps]
     if any(r < 0 for _, r in steps):
         problems.append(f"{where}.ratio: batches per target batch cannot be negative")
+    if any(_MOST_RATIO < r < math.inf for _, r in steps) or len(steps) > _MOST_VALUES:
+        problems.append(
+            f"{where}.ratio: at most {_MOST_RATIO} batches per target batch, at most "
+            f"{_MOST_VALUES} changes"
+        )
     if starts[:1] != [0] or starts != sorted(set(starts)):
         problems.append(f"{where}.ratio: a changing ratio is [[0, r], [step, r], ...] in order")
     if name == recipe.target and (steps != [(0, 1.0)] or spec.ratio == "adaptive"):
@@ -244,7 +280,11 @@ def _check_compare(spec: CompareSpec, problems: list[str]) -> None:
             if not values or min(values) < 0 or (key == "lr" and min(values) == 0):
                 legal = "above 0" if key == "lr" else "at least 0"
                 problems.append(f"compare.{group}.{key}: give one value or more, all {legal}")
-    with_aux, without = len(grid_points(spec, True)), len(grid_points(spec, False))
+    with_aux, without = _num_points(spec, True), _num_points(spec, False)
+    if max(with_aux, without) > _MOST_VALUES:
+        problems.append(
+            f"compare: a grid of {max(with_aux, without):,} settings; at most {_MOST_VALUES:,}"
+        )
     if with_aux != without:
         problems.append(
             f"compare: arms with auxiliary data would try {with_aux} settings, arms without "
@@ -253,6 +293,16 @@ def _check_compare(spec: CompareSpec, problems: list[str]) -> None:
     for arm in spec.arms:
         if arm not in ARMS:
             problems.append(f"compare.arms: unknown arm '{arm}'{near(arm, ARMS)}")
+
+
+def _check_evaluate(recipe: Recipe, problems: list[str]) -> None:
+    for field in ("shots", "split_seeds"):
+        values, least = getattr(recipe.evaluate, field), int(field == "shots")
+        if not values or len(set(values)) < len(values) or min(values) < least:
+            problems.append(f"evaluate.{field}: give at least one, each once, none below {least}")
+    for name in recipe.tests:
+        if not _NAME.fullmatch(name):
+            problems.append(f"tests.{name}: a name is made of letters, digits and spaces")
 
 
 def _check_exchange(recipe: Recipe, problems: list[str]) -> None:
@@ -280,3 +330,9 @@ def _check_exchange(recipe: Recipe, problems: list[str]) -> None:
         )
     if len(recipe.seeds) < 2:
         problems.append("seeds: an exchange rate has an interval only over at least two seeds")
+
+
+def _num_points(spec: CompareSpec, auxiliary: bool) -> int:
+    """len(grid_points(...)) without making them."""
+    axes = {**spec.grid, **(spec.auxiliary_grid if auxiliary else spec.unimodal_grid)}
+    return math.prod(len(values) for values in axes.values())

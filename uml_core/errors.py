@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable
 
 
@@ -18,7 +19,13 @@ class RunError(RuntimeError):
     """A run that started could not finish; the message says what was lost. Exit code 1."""
 
 
+MOST_COMPARED, LONGEST_COMPARED = 2000, 200  # names, characters: comparing takes time
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """``" (did you mean 'x'?)"`` for the closest known name, or an empty string."""
-    match = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
+    if len(name) > LONGEST_COMPARED:
+        return ""
+    names = [str(k)[:LONGEST_COMPARED] for k in itertools.islice(known, MOST_COMPARED)]
+    match = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     return f" (did you mean '{match[0]}'?)" if match else ""

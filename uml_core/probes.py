@@ -1,4 +1,4 @@
-"""Evaluation of a frozen representation: linear probe, kNN, few-shot splits, shifted test sets.
+"""Evaluation of a frozen representation: linear probe, kNN, few-shot splits.
 
 Pure functions on arrays. Shape legend: N samples, D features, C classes. Labels are int64 class
 indices; every accuracy is in percent.
@@ -7,7 +7,7 @@ indices; every accuracy is in percent.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +15,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from uml_core.errors import RunError, UserError, near
+from uml_core.errors import RunError, UserError
 
 GRID_C = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 GRID_K = (1, 3, 5, 11, 21, 51)
@@ -132,8 +132,8 @@ def fit_linear_probe(
     the mean and standard deviation of train_x; constant features are only centred.
     Raises UserError for unusable labels or shapes, RunError for features that are not finite.
     """
-    train_x, train_y = _checked("train", train_x, train_y)
-    val_x, val_y = _checked("val", val_x, val_y)
+    train_x, train_y = checked("train", train_x, train_y)
+    val_x, val_y = checked("val", val_x, val_y)
     if len(np.unique(train_y)) < 2:
         raise UserError("a linear probe needs training samples of at least two classes")
     mean, scale = train_x.mean(0), train_x.std(0)
@@ -147,6 +147,7 @@ def fit_linear_probe(
         with warnings.catch_warnings():
             # An optimum not reached to tolerance at a weak penalty is a legal candidate.
             warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.filterwarnings("ignore", "The number of unique classes")  # one shot per class
             model.fit(inputs, train_y)
         weight, bias = model.coef_.copy(), model.intercept_.copy()
         if len(model.classes_) == 2:  # scikit-learn keeps one row for two classes
@@ -189,8 +190,8 @@ def fit_knn_probe(
 
     Shapes and errors as `fit_linear_probe`. Equal accuracies take the smallest k.
     """
-    train_x, train_y = _checked("train", train_x, train_y)
-    val_x, val_y = _checked("val", val_x, val_y)
+    train_x, train_y = checked("train", train_x, train_y)
+    val_x, val_y = checked("val", val_x, val_y)
     ks = [k for k in sorted(grid) if 1 <= k <= len(train_x)]
     if not ks:
         raise UserError(f"no k of {list(grid)} fits {len(train_x)} training samples")
@@ -275,86 +276,6 @@ def few_shot_split(
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(val))
 
 
-@dataclass(frozen=True)
-class LabelMap:
-    """How the classes of a shifted test set stand for the classes of the training set.
-
-    targets (S,) int64: label of the training set for each class of the test set, -1 = none.
-    missing: names of the test set's classes that have none; their samples are left out.
-    """
-
-    targets: np.ndarray
-    missing: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ShiftResult:
-    """A probe on a shifted test set; `skipped` samples belong to classes missing from the map."""
-
-    accuracy: float
-    samples: int
-    skipped: int
-    missing: tuple[str, ...]
-    per_class: dict[int, ClassResult]
-
-
-def label_map(
-    test_classes: Sequence[str],
-    train_classes: Sequence[str],
-    mapping: Mapping[str, str] | None = None,
-) -> LabelMap:
-    """Map test classes to training classes, by `mapping` {test name: train name} or equal names.
-
-    Several test classes may stand for one training class. Classes that find no partner are
-    listed in `missing`. Raises UserError for names in `mapping` that do not exist.
-    """
-    problems = []
-    for source, target in (mapping or {}).items():
-        if source not in test_classes:
-            hint = near(source, test_classes)
-            problems.append(f"label map: the test set has no class '{source}'{hint}")
-        if target not in train_classes:
-            hint = near(target, train_classes)
-            problems.append(f"label map: the training set has no class '{target}'{hint}")
-    if problems:
-        raise UserError(problems)
-    index = {name: i for i, name in enumerate(train_classes)}
-    wanted = [name if mapping is None else mapping.get(name) for name in test_classes]
-    targets = np.array([-1 if name is None else index.get(name, -1) for name in wanted], np.int64)
-    missing = tuple(n for n, t in zip(test_classes, targets, strict=True) if t < 0)
-    if len(missing) == len(targets):
-        raise UserError("label map: no class of the test set stands for a training class")
-    return LabelMap(targets, missing)
-
-
-def shifted_test(probe: FittedProbe, x: np.ndarray, y: np.ndarray, mapped: LabelMap) -> ShiftResult:
-    """Accuracy on a shifted test set, x (N, D), y (N,) in the test set's own labels.
-
-    Only training classes that some test class maps to can be predicted, as is usual for test
-    sets with a part of the classes (paper 3.6, ImageNet-A and -R). `per_class` is keyed by the
-    training set's labels.
-    """
-    x, y = _checked("test", x, y)
-    if y.max() >= len(mapped.targets):
-        raise UserError(
-            f"test labels go up to {y.max()} but the label map has {len(mapped.targets)} classes"
-        )
-    truth = mapped.targets[y]
-    kept = truth >= 0
-    if not kept.any():
-        raise UserError("no test sample belongs to a class of the label map")
-    legal = np.isin(probe.classes, mapped.targets)
-    scores = np.where(legal, probe.scores(x[kept]), -np.inf)
-    predicted, truth = probe.classes[scores.argmax(1)], truth[kept]
-    return ShiftResult(
-        accuracy=accuracy(truth, predicted),
-        samples=int(kept.sum()),
-        skipped=int((~kept).sum()),
-        missing=mapped.missing,
-        per_class=per_class(truth, predicted),
-    )
-
-
 def _num_val(n: int, shots: int | None) -> int:
     if shots is not None:
         return min(MAX_VAL_PER_CLASS, shots)
@@ -370,7 +291,8 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return x / np.where(norms > 0, norms, 1.0)
 
 
-def _checked(name: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def checked(name: str, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x (N, D) as float64 and y (N,) as int64, fit for a probe; raises what `linear_probe` does."""
     x, y = _features(x), np.asarray(y)
     if x.ndim != 2 or y.shape != (len(x),) or len(x) == 0:
         raise UserError(
@@ -424,7 +346,7 @@ def _result(
 ) -> ProbeResult:
     if test_x is None or test_y is None:
         return ProbeResult(val_accuracy, None, chosen, {})
-    test_x, test_y = _checked("test", test_x, test_y)
+    test_x, test_y = checked("test", test_x, test_y)
     predicted = predict(probe, test_x)
     return ProbeResult(
         val_accuracy, accuracy(test_y, predicted), chosen, per_class(test_y, predicted)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os.path
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,21 @@ from uml_core.checks import check
 from uml_core.errors import UserError, near
 from uml_core.language_trunk import adopt
 from uml_core.modalities import KINDS
-from uml_core.specs import ModalitySpec, ModelSpec, Recipe
-from uml_core.typed import build, read_yaml
+from uml_core.specs import ModalitySpec, ModelSpec, Recipe, ShiftSpec
+from uml_core.typed import MAX_TEXT, build, read_yaml
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe file and merges `key=value` overrides (dotted keys, YAML values).
 
-    Relative paths of the file resolve against its folder, those of overrides against the working
-    directory. Raises UserError with every problem.
+    A relative data_root in the file resolves against its folder, one in an override, and the paths
+    of a test set in an override, against the working directory; relative paths of shards and label
+    maps against data_root. Raises UserError with every problem.
     """
     path = Path(path)
     try:
-        raw = read_yaml(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            raw = read_yaml(file.read(MAX_TEXT + 1).decode())
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror}") from error
     except ValueError as error:
@@ -62,9 +65,11 @@ def from_dict(raw: Mapping[str, Any], problems: list[str] | None = None) -> Reci
         modalities = {}
     specs = {str(name): _modality(str(name), spec, problems) for name, spec in modalities.items()}
     known = {name: spec for name, spec in specs.items() if spec is not None}
+    tests = _tests(raw.get("tests"), problems)
     blank = {"name": "", "target": "", "modalities": {}}
-    recipe = build(Recipe, {**raw, "modalities": {}}, "", problems, blank)
-    recipe = dataclasses.replace(recipe, modalities=known, model=_model(recipe, raw, problems))
+    recipe = build(Recipe, {**raw, "modalities": {}, "tests": {}}, "", problems, blank)
+    model = _model(recipe, raw, problems)
+    recipe = dataclasses.replace(recipe, modalities=known, tests=tests, model=model)
     check(recipe, specs, problems)
     if problems:
         raise UserError(problems)
@@ -123,6 +128,23 @@ def _modality(name: str, spec: Any, problems: list[str]) -> ModalitySpec | None:
     return dataclasses.replace(built, options=options)
 
 
+def _tests(raw: Any, problems: list[str]) -> dict[str, ShiftSpec]:
+    """The further test sets; a set that could not be built is left out."""
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        problems.append("tests: expected a mapping such as {sketch: {files: sketch-*.tar}}")
+        return {}
+    found = {}
+    for name, spec in raw.items():
+        where = f"tests.{name}"
+        if not isinstance(spec, dict):
+            problems.append(f"{where}: expected a mapping such as {{files: sketch-*.tar}}")
+        elif (built := build(ShiftSpec, spec, where, problems)) is not None:
+            found[str(name)] = built
+    return found
+
+
 def _merge(raw: dict[str, Any], override: str, problems: list[str]) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
@@ -133,7 +155,7 @@ def _merge(raw: dict[str, Any], override: str, problems: list[str]) -> None:
     except ValueError:
         problems.append(f"'{override}': the value is not valid YAML")
         return
-    if key in ("data_root", "model.trunk_init"):
+    if key in ("data_root", "model.trunk_init") or _TEST_PATH.fullmatch(key):
         value = _absolute(value, Path.cwd())
     *parents, last = key.split(".")
     node = raw
@@ -147,7 +169,12 @@ def _merge(raw: dict[str, Any], override: str, problems: list[str]) -> None:
     node[last] = value
 
 
+_TEST_PATH = re.compile(r"tests\.[^.]+\.(files|labels)")
+
+
 def _absolute(path: Any, base: Path) -> Any:
+    if isinstance(path, list):
+        return [_absolute(one, base) for one in path]
     if not isinstance(path, str) or "://" in path:  # null and URIs stay; types are checked later
         return path
     return os.path.abspath(base / os.path.expanduser(path))

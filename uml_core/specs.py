@@ -135,6 +135,23 @@ class ProbeSpec:
 
 
 @dataclass(frozen=True)
+class ShiftSpec:
+    """A further test set of the target, read by `uml evaluate` only."""
+
+    files: str | list[str]  # its shards, as modalities.NAME.test
+    labels: str | None = None  # JSON {class of the set: class of the model | null}; null = by name
+
+
+@dataclass(frozen=True)
+class EvaluateSpec:
+    """What `uml evaluate` measures on the frozen representation."""
+
+    shots: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])  # few-shot protocol, k
+    split_seeds: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])  # draws of each k
+    samples: int = 10_000  # most of a set in probes and analyses; accuracies read all of it
+
+
+@dataclass(frozen=True)
 class CompareSpec:
     """The fair comparison: one grid of hyper-parameters per arm, all of the same size."""
 
@@ -184,6 +201,8 @@ class Recipe:
     probe: ProbeSpec = field(default_factory=ProbeSpec)
     compare: CompareSpec = field(default_factory=CompareSpec)
     sweep: SweepSpec = field(default_factory=SweepSpec)
+    evaluate: EvaluateSpec = field(default_factory=EvaluateSpec)
+    tests: dict[str, ShiftSpec] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])
     allow_overlap: float = 0.01  # share of target test samples that may also occur in train
     quarantine_budget: float = 0.01  # share of rows that may be bad before a run is stopped

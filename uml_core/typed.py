@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
 import types
 import typing
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,19 +17,75 @@ from pydantic import TypeAdapter, ValidationError
 
 from uml_core.errors import near
 
+MAX_TEXT = 1 << 20  # characters of a file
+MAX_SCALAR = 10_000  # characters of one value: base 60 takes time that grows with the square
+MAX_NODES = 20_000  # values in all, those behind aliases counted each time
+MAX_DEPTH = 40
+MAX_INTEGER = 2**63
+MAX_TOLD = 10  # problems told of one field
+
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a repeated key is an error; by itself YAML lets the last one win."""
+    """Safe YAML of bounded size in which a repeated key is an error; by itself the last one wins.
+
+    A few aliases of aliases can stand for more values than fit in memory, so what an alias stands
+    for counts every time.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._nodes = self._depth = 0
+        self._sizes: dict[int, int] = {}  # id of a node -> values in it
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        alias, before = self.check_event(yaml.AliasEvent), self._nodes
+        mark = self.peek_event().start_mark
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if alias and id(node) not in self._sizes:
+            raise yaml.MarkedYAMLError(problem="an alias that holds itself", problem_mark=mark)
+        self._nodes += self._sizes[id(node)] if alias else 1
+        self._sizes[id(node)] = self._nodes - before
+        if self._nodes > MAX_NODES:
+            raise yaml.MarkedYAMLError(
+                problem=f"more than {MAX_NODES} values, aliases included", problem_mark=mark
+            )
+        return node
+
+    def compose_scalar_node(self, anchor: Any) -> Any:
+        node = super().compose_scalar_node(anchor)
+        problem = None
+        if len(node.value) > MAX_SCALAR:
+            problem = f"a value of {len(node.value)} characters, more than {MAX_SCALAR}"
+        elif any(c == "\0" or "\ud800" <= c <= "\udfff" for c in node.value):
+            problem = "a value with a character that no file name and no terminal can hold"
+        if problem is not None:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in dict.fromkeys(keys):
-            if keys.count(key) > 1 and key != "<<":
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for key, count in keys.items():
+            if count > 1 and key != "<<":
                 raise yaml.MarkedYAMLError(
                     problem=f"'{key}' is given twice", problem_mark=node.start_mark
                 )
         return node
+
+    def construct_yaml_int(self, node: Any) -> Any:
+        value = super().construct_yaml_int(node)
+        if abs(value) >= MAX_INTEGER:
+            raise yaml.MarkedYAMLError(
+                problem="a whole number of more than 63 bits", problem_mark=node.start_mark
+            )
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 # YAML 1.1 reads on, off, yes and no as booleans; here, as in YAML 1.2, they are words
@@ -41,7 +99,9 @@ _Loader.add_implicit_resolver(_BOOL, re.compile(r"(true|True|TRUE|false|False|FA
 
 
 def read_yaml(text: str) -> Any:
-    """YAML -> plain values. Raises ValueError for anything that is not."""
+    """YAML -> plain values. Raises ValueError for anything that is not, or that is too large."""
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"it has more than {MAX_TEXT} characters")
     try:
         return yaml.load(text, Loader=_Loader)
     # PyYAML leaks what its converters raise, for example on !!timestamp or on deep nesting.
@@ -118,10 +178,13 @@ def _type_problems(place: str, error: ValidationError, hint: Any) -> list[str]:
             message += near(str(item["input"]), typing.get_args(hint))
         key = (".".join([place, *path]), _short(item["input"]))
         said.setdefault(key, []).append(message)
-    return [
+    out = [
         f"{where}: {' or '.join(dict.fromkeys(messages))} (got {got})"
-        for (where, got), messages in said.items()
+        for (where, got), messages in itertools.islice(said.items(), MAX_TOLD)
     ]
+    if len(said) > MAX_TOLD:
+        out.append(f"{place}: {len(said) - MAX_TOLD} more values are wrong")
+    return out
 
 
 _BRANCH = re.compile(r"int|float|str|bool|none|(list|dict|tuple|literal)\[.*")

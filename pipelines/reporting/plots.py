@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pipelines.reporting import answer
+from uml_core.analysis.arms import ArmGeometry
+from uml_core.few_shot import FewShotCurve
 from uml_core.statistics import Gain, mean_interval
 
 # name of the CSS variable -> colour on white; every colour must be unique for `svg` to work
@@ -153,6 +155,62 @@ def save(draws: Sequence[Callable[[Axes], None]], title: str, path: Path) -> Non
             draw(ax)
         fig.suptitle(title, fontsize=12, x=0.01, ha="left")
         fig.savefig(path, dpi=150)
+
+
+def few_shot_figure(curve: FewShotCurve, chance: float) -> Figure:
+    """Test accuracy against the samples per class: draws, mean and interval; dotted: chance."""
+    fig = Figure(figsize=(6.5, 3.4), layout="constrained")
+    ax = fig.subplots()
+    shade = COLOURS["arm-uml"]
+    places = np.arange(len(curve.points))
+    means = [point.mean.mean for point in curve.points]
+    for place, point in zip(places, curve.points, strict=True):
+        values = np.asarray(point.accuracies)
+        spread = 0.05 * (np.arange(len(values)) % 3 - 1)
+        ax.plot(place + spread, values, "o", ms=4, alpha=0.45, mew=0, color=shade)
+        if point.mean.ci95 is not None:
+            ax.plot([place] * 2, point.mean.ci95, color=shade, lw=7, alpha=0.22)
+    ax.plot(places, means, color=shade, lw=2)
+    for place, mean in zip(places, means, strict=True):
+        ax.annotate(f"{mean:.1f}", (place, mean), xytext=(0, 9), textcoords="offset points")
+    ax.axhline(chance, color=COLOURS["muted"], ls=":", lw=1.2)
+    ax.annotate(
+        "chance", (places[-1], chance), xytext=(0, 4), textcoords="offset points", ha="right"
+    )
+    ax.set_xticks(places, [str(point.shots) for point in curve.points])
+    ax.set_xlabel("labelled samples per class (the scale is not linear)")
+    ax.set_title("Test accuracy of a linear probe (%): draws, mean, 95 % interval")
+    ax.set_ylim(bottom=0)
+    ax.grid(axis="y")
+    return fig
+
+
+def geometry_figure(arms: ArmGeometry, names: Mapping[str, str]) -> Figure:
+    """One panel per measure, one row per arm: seeds, mean and interval."""
+    fig = Figure(figsize=(10, 1.6 + 0.9 * len(next(iter(arms.values.values())))))
+    fig.set_layout_engine("constrained")
+    panels = fig.subplots(2, 2, sharey=True)
+    for ax, (measure, name) in zip(panels.flat, names.items(), strict=True):
+        rows = list(arms.values[measure].items())[::-1]
+        for row, (arm, values) in enumerate(rows):
+            _interval(ax, row, arms.means[measure][arm], colour(arm))
+            spread = 0.16 * (np.arange(len(values)) % 3 - 1)
+            ax.plot(values, row + spread, "o", ms=4.5, alpha=0.55, mew=0, color=colour(arm))
+        ax.set_yticks(range(len(rows)), [answer.arm_name(arm) for arm, _ in rows])
+        ax.set_ylim(-0.6, len(rows) - 0.4)
+        good = {"rank": "neither way better", "davies_bouldin": "smaller = better"}
+        ax.set_title(f"{name[0].upper()}{name[1:]} ({good.get(measure, 'larger = better')})")
+        ax.grid(axis="x")
+    return fig
+
+
+def save_figure(make: Callable[[], Figure], stem: Path) -> None:
+    """Draws in the report's style; writes <stem>.png to look at and <stem>.svg for the page."""
+    with mpl.rc_context(_STYLE):
+        fig = make()
+        fig.savefig(stem.with_suffix(".png"), dpi=150)
+        fig.set_layout_engine("none")  # it is laid out; doing it again would take as long
+        stem.with_suffix(".svg").write_text(svg(fig), encoding="utf-8")
 
 
 def inline(draw: Any, *args: Any) -> str:

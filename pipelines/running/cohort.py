@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.reporting.terminal import Progress
 from pipelines.running.board import Board, Listener, Reporter
-from pipelines.running.data import Round, fewer
-from pipelines.running.feed import Feed, load_batches
+from pipelines.running.data import Round, analysed, fewer
+from pipelines.running.feed import Feed, Loader
 from pipelines.running.jobs import limit_threads, run_workers
 from pipelines.streams.shards import Index
 from uml_core.arms import UNIMODAL, build_fit
@@ -37,6 +37,8 @@ from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
 from uml_core.specs import Recipe, grid_points
 
+ARMS = "arms"  # folder of the chosen weights inside --out
+ARMS_BYTES = 1 << 30  # of the chosen weights of all seeds; above it the first seed's are kept
 Budget = tuple[int | None, int | None]  # shots, fewer auxiliary samples or None
 
 
@@ -74,7 +76,6 @@ class Result:
     test: dict[tuple[str, int], float]
     fewer: dict[int, dict[int, float]] = field(default_factory=dict)
     placement: list[dict[str, Any]] = field(default_factory=list)
-    quarantined: int = 0
 
 
 def steps_of(cohort: Cohort) -> int:
@@ -123,6 +124,7 @@ class Member:
         self.split = self.recipe.compare.parallel == "data" and self.size > 1
         self.world: World = DataParallel() if self.split else OneProcess()
         self.part = (self.rank, self.size) if self.split else (0, 1)
+        self.load = Loader(cohort.modalities, self.recipe.quarantine_budget, Path(cohort.out))
         self.folder = Path(tempfile.mkdtemp(prefix="uml-round-"))
         self.feed: Feed | None = None
         self.done_steps = 0
@@ -199,7 +201,7 @@ class Member:
             points[unit.point],
             self.cohort.modalities,
             num_classes=self.cohort.num_classes,
-            head_batches=lambda name: self._all(at.train[name], name),
+            head_batches=lambda name: self.load(at.train[name], name),
             sources=self._sources(unit),
             device=self.device,
             world=self.world,
@@ -215,27 +217,24 @@ class Member:
     def _evaluation(self, at: Round) -> Evaluate:
         target = self.recipe.target
         if at.probe is None:
-            return classifier_accuracy(target, self._all(at.val, target, self.part))
-        train_batches = self._all(at.probe, target)
-        return probe_accuracy(target, train_batches, self._all(at.val, target), self.recipe.probe.C)
-
-    def _all(self, index: Index, name: str, part: tuple[int, int] = (0, 1)) -> list[Batch]:
-        return load_batches(index, self.cohort.modalities[name], part)
+            return classifier_accuracy(target, self.load(at.val, target, self.part))
+        train_batches = self.load(at.probe, target)
+        return probe_accuracy(target, train_batches, self.load(at.val, target), self.recipe.probe.C)
 
     # --------------------------------------------------------------------- checkpoints
 
     def _keep(self, number: int, unit: Unit, fit: Fit) -> None:
-        """Writes a finished fit's outcome and the weights of its target path."""
+        """Writes a finished fit's outcome and weights; of most fits those of the target's path."""
         name = _file_name(number, unit)
         outcome = Outcome(
             unit, fit.best_accuracy, fit.best_step, fit.history, fit.diverged_at, fit.skipped
         )
         (self.folder / f"{name}.json").write_text(json.dumps(asdict(outcome)))
         if fit.best_weights is not None:
-            save_file(
-                target_path(fit.best_weights, self.recipe.target),
-                self.folder / f"{name}.safetensors",
-            )
+            weights = {k: v.contiguous() for k, v in fit.best_weights.items()}
+            if (unit.shots, unit.seed) != analysed(self.recipe):
+                weights = target_path(weights, self.recipe.target)
+            save_file(weights, self.folder / f"{name}.safetensors")
 
     def _report(self, number: int) -> None:
         """Checkpoints all rounds up to this one; a barrier over the workers."""
@@ -275,12 +274,13 @@ class Member:
                 if shots == at.shots
             ]
             mine: dict[Unit, float] = {}
-            test = self._all(self.cohort.test, self.recipe.target)
+            test = self.load(self.cohort.test, self.recipe.target)
             for number, at, unit in jobs[self.rank :: self.size]:
                 weights = Path(folder) / f"{_file_name(number, unit)}.safetensors"
                 mine[unit] = self._test(unit, at, weights, test)
             if self.rank == 0:
                 self._save_model(Path(folder), outcomes, chosen)
+                self._save_arms(Path(folder), chosen)
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, (mine, self._placement()))
         tested = {unit: value for part, _ in gathered for unit, value in part.items()}
@@ -309,8 +309,7 @@ class Member:
             for unit, value in tested.items()
             if (unit.shots, unit.fewer) == (shots, None)
         }
-        bad = sum(place["quarantined"] for place in places)
-        return Result(shots, own, chosen[shots, None], test, few, places, bad)
+        return Result(shots, own, chosen[shots, None], test, few, places)
 
     def _test(self, unit: Unit, at: Round, weights: Path, test: Sequence[Batch]) -> float:
         """Test accuracy in percent of one chosen fit."""
@@ -322,7 +321,7 @@ class Member:
             if at.probe is None:
                 correct, labelled = accuracy(fit.learner, target, test)
                 return 100.0 * correct / labelled
-            parts = (self._all(at.probe, target), self._all(at.val, target), test)
+            parts = (self.load(at.probe, target), self.load(at.val, target), test)
             return probe_test_accuracy(fit.learner, target, parts, self.recipe.probe.C)
 
     def _save_model(
@@ -332,7 +331,7 @@ class Member:
         chosen: dict[Budget, dict[str, int]],
     ) -> None:
         """The chosen UML fit of best validation (at the most shots): target path and recipe."""
-        shots = max(self._shots(), key=lambda k: float("inf") if k is None else k)
+        shots, _ = analysed(self.recipe)
         candidates = [
             (outcome.val_accuracy, name)
             for name, outcome in outcomes
@@ -343,10 +342,32 @@ class Member:
         _, name = max(candidates, key=lambda pair: pair[0])
         model = Path(self.cohort.out) / "model"
         model.mkdir(exist_ok=True)
-        shutil.copyfile(folder / f"{name}.safetensors", model / "model.safetensors")
+        weights = load_file(folder / f"{name}.safetensors")
+        save_file(target_path(weights, self.recipe.target), model / "model.safetensors")
         (model / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
         names = json.dumps(list(self.cohort.classes), ensure_ascii=False, indent=1)
         (model / "classes.json").write_text(names + "\n", encoding="utf-8")
+
+    def _save_arms(self, folder: Path, chosen: dict[Budget, dict[str, int]]) -> None:
+        """The chosen fits at the most shots for `uml evaluate`, of every seed where that is little.
+
+        Those of the first seed hold all modalities, the others the target's path.
+        """
+        shots, first = analysed(self.recipe)
+        files = {
+            (at.seed, arm): folder
+            / f"{_file_name(number, Unit(arm, point, at.seed, shots))}.safetensors"
+            for number, at in enumerate(self.cohort.rounds)
+            if at.shots == shots
+            for arm, point in chosen[shots, None].items()
+        }
+        files = {place: path for place, path in files.items() if path.is_file()}
+        many = sum(path.stat().st_size for path in files.values()) > ARMS_BYTES
+        for (seed, arm), path in files.items():
+            if seed == first or not many:
+                to = Path(self.cohort.out) / ARMS / f"{arm}-seed{seed}.safetensors"
+                to.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, to)
 
     def _placement(self) -> dict[str, Any]:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
@@ -357,7 +378,6 @@ class Member:
             "device": name,
             "threads": torch.get_num_threads(),
             "wait_seconds": self.feed.wait_seconds(),
-            "quarantined": self.feed.quarantined(),
         }
 
 

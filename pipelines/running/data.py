@@ -13,6 +13,7 @@ import numpy as np
 
 from pipelines.running.class_means import class_means, first_of_class
 from pipelines.sources import guards
+from pipelines.streams import quarantine
 from pipelines.streams.shards import Index, load_index, read_rows, subset, write_subset
 from uml_core.arms import head_source
 from uml_core.checks import warmup_problems
@@ -105,6 +106,12 @@ def open_data(recipe: Recipe) -> Data:
     if problems:
         raise UserError(problems)
     report["warnings"] += _absent_classes(recipe, splits["train"], classes)
+    warnings = [
+        f"{name} ({split}): {_what_is_lost(index, lost)}"
+        for split, indices in splits.items()
+        for name, index in indices.items()
+        if (lost := _left_out(index))
+    ]
     return Data(
         classes,
         modalities,
@@ -112,7 +119,7 @@ def open_data(recipe: Recipe) -> Data:
         splits["val"],
         splits["test"],
         report,
-        tuple(report["warnings"]),
+        (*report["warnings"], *warnings),
     )
 
 
@@ -125,10 +132,43 @@ def _open_split(recipe: Recipe, name: str, split: str, problems: list[str]) -> I
         return None
     assert recipe.data_root is not None
     try:
-        return load_index(pattern, recipe.data_root, spec.kind)
+        index = load_index(pattern, recipe.data_root, spec.kind)
     except UserError as error:
         problems += [f"modalities.{name}.{split}: {problem}" for problem in error.problems]
         return None
+    lost = _left_out(index)
+    if len(lost) > quarantine.limit_of(recipe.quarantine_budget, len(index) + len(lost)):
+        problems.append(
+            f"modalities.{name}.{split}: {_what_is_lost(index, lost)}. That is more than "
+            f"quarantine_budget {recipe.quarantine_budget:g} allows: `uml verify` lists all; mend "
+            "them or raise it"
+        )
+    return index
+
+
+def _left_out(index: Index) -> dict[tuple[str, str | None], str]:
+    """(url, key) -> cause of the samples that the scan could not use."""
+    out: dict[tuple[str, str | None], str] = {}
+    for url, problem in index.problems:
+        if problem.lost:
+            out.setdefault((url, problem.key), problem.cause)
+    return out
+
+
+def _what_is_lost(index: Index, lost: dict[tuple[str, str | None], str]) -> str:
+    (url, key), cause = next(iter(lost.items()))
+    return (
+        f"{len(lost)} of {len(index) + len(lost)} samples cannot be used, such as "
+        f"{key or 'the end'} of {url}: {cause}"
+    )
+
+
+def record_left_out(data: Data, out: Path) -> None:
+    """Lists the samples that the scans of the shards could not use in `out`."""
+    for split in (data.train, data.val, data.test):
+        for name, index in split.items():
+            lost = ((url, p.key, p.cause) for url, p in index.problems if p.lost)
+            quarantine.record(out / quarantine.FILE, name, lost)
 
 
 def _classes(splits: dict[str, dict[str, Index]], problems: list[str]) -> tuple[str, ...]:
@@ -301,6 +341,15 @@ def rounds_of(recipe: Recipe) -> Iterator[tuple[int | None, int]]:
     for k in shots:
         for seed in recipe.seeds:
             yield k, seed
+
+
+def analysed(recipe: Recipe) -> tuple[int | None, int]:
+    """The (shots, seed) whose fits are looked at closely: the most shots, the first seed.
+
+    Fixed before anything runs, so that no arm was picked for what it shows.
+    """
+    found = [k for k, _ in rounds_of(recipe)]
+    return max(found, key=lambda k: float("inf") if k is None else k), recipe.seeds[0]
 
 
 def num_classes(recipe: Recipe, data: Data) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ import ray
 
 from pipelines.running.data import modality_of
 from pipelines.streams.plan import Plan
-from pipelines.streams.quarantine import Quarantine
+from pipelines.streams.quarantine import EVALUATION, FILE, Quarantine
 from pipelines.streams.reader import BatchStream, load_all, ray_stream
 from pipelines.streams.shards import Index, subset
 from pipelines.streams.source import Segment
@@ -50,7 +51,6 @@ class Feed:
         first, cursor = start
         self._first = self._round = first
         self._streams: dict[str, BatchStream] = {}
-        self._quarantines: dict[str, Quarantine] = {}
         for name in rounds[first] if first < len(rounds) else ():
             source = modality_of(name)
             modality = modalities[source]
@@ -67,12 +67,8 @@ class Feed:
             if not segments:
                 continue
             rows = max(len(segment.index) for segment in segments)
-            self._quarantines[name] = Quarantine(
-                out / "quarantine.jsonl", budget, modality=name, rows=rows
-            )
-            self._streams[name] = open_stream(
-                segments, modality, part=part, quarantine=self._quarantines[name]
-            )
+            bad = Quarantine(out / FILE, budget, modality=name, rows=rows)
+            self._streams[name] = open_stream(segments, modality, part=part, quarantine=bad)
 
     def enter(self, number: int) -> None:
         """Round `number` begins: what is left of earlier rounds is passed over."""
@@ -88,10 +84,6 @@ class Feed:
     def wait_seconds(self) -> dict[str, float]:
         """Time that next() took per stream: what training waited for data."""
         return {name: round(s.wait_seconds, 3) for name, s in self._streams.items()}
-
-    def quarantined(self) -> int:
-        """Samples found bad so far."""
-        return sum(len(q) for q in self._quarantines.values())
 
     def close(self) -> None:
         """Ends all streams."""
@@ -135,7 +127,12 @@ def decode_place(ranks: int) -> Literal["tasks", "threads"]:
     return "tasks" if cores > 4 * ranks else "threads"
 
 
-def load_batches(index: Index, modality: Modality, part: tuple[int, int] = (0, 1)) -> list[Batch]:
+def load_batches(
+    index: Index,
+    modality: Modality,
+    part: tuple[int, int] = (0, 1),
+    quarantine: Quarantine | None = None,
+) -> list[Batch]:
     """An evaluation set, or a rank's part of it, decoded in memory without augmentation."""
     rank, ranks = part
     if ranks > 1:
@@ -143,4 +140,25 @@ def load_batches(index: Index, modality: Modality, part: tuple[int, int] = (0, 1
         if not len(rows):
             return []
         index = subset(index, rows)
-    return load_all(index, modality, EVALUATION_BYTES)
+    return load_all(index, modality, EVALUATION_BYTES, quarantine=quarantine)
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Reads evaluation sets of a job: what cannot be decoded is left out and written down."""
+
+    modalities: Mapping[str, Modality]
+    budget: float
+    out: Path
+
+    def __call__(self, index: Index, name: str, part: tuple[int, int] = (0, 1)) -> list[Batch]:
+        """Modality `name`'s rows of `index`, or a rank's part of them."""
+        bad = Quarantine(
+            self.out / FILE,
+            self.budget,
+            modality=name,
+            rows=len(index),
+            found_in=EVALUATION,
+            urls=index.urls,
+        )
+        return load_batches(index, self.modalities[modality_of(name)], part, bad)

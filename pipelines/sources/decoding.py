@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from uml_core.errors import UserError
 from uml_core.modalities import KINDS, BadSample
 from uml_core.typed import build, read_yaml
@@ -44,6 +46,10 @@ class Decoder:
     def __init__(self, kind: str, fields: Mapping[str, Any]) -> None:
         self._modality = KINDS[kind](build(KINDS[kind].Options, fields, kind, []))
         self._sized = False
+        self._ends: list[np.ndarray] = []
+        if self._modality.partial and self._modality.options.augment != "none":
+            # Whatever is drawn in training lies between these parts of a sample.
+            self._ends = [np.full(self._modality.num_random, end) for end in (0.0, 1.0)]
 
     @property
     def dim(self) -> int | None:
@@ -56,6 +62,8 @@ class Decoder:
             return "it is empty"
         try:
             item = self._modality.decode(data, suffix)
+            for u in self._ends:
+                self._modality.decode(data, suffix, u)
             if not self._sized:  # later samples must have the size of the first
                 self._modality, self._sized = self._modality.with_input(item), True
         except (BadSample, UserError) as error:

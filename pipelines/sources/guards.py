@@ -122,10 +122,12 @@ def _differences(first: str, ours: Sequence[str], other: str, theirs: Sequence[s
         (first, ours, other, theirs),
         (other, theirs, first, ours),
     ):
-        extra = [f"'{c}'{near(c, set(others) - set(mine))}" for c in mine if c not in set(others)]
+        there, left = set(others), sorted(set(others) - set(mine))
+        extra = [c for c in mine if c not in there]
         if extra:
             more = f" and {len(extra) - EXAMPLES} more" if len(extra) > EXAMPLES else ""
-            parts.append(f"{name} has {', '.join(extra[:EXAMPLES])}{more}, which {lacking} lacks")
+            shown = ", ".join(f"'{c}'{near(c, left)}" for c in extra[:EXAMPLES])
+            parts.append(f"{name} has {shown}{more}, which {lacking} lacks")
     if not parts:
         at = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
         parts.append(

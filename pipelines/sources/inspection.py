@@ -15,6 +15,7 @@ from pipelines.sources.decoding import Decoder
 from pipelines.sources.parallel import Job
 from pipelines.streams import storage
 from pipelines.streams.index import Shard, from_json, scan_shard, to_json
+from pipelines.streams.scan import MAX_MEMBER_BYTES, printable, walk_tar
 from uml_core.errors import RunError, UserError
 from uml_core.modalities import KINDS
 from uml_core.modalities.base import BadSample
@@ -26,8 +27,9 @@ ROWS, READ_BYTES = 64, 32 << 20  # payloads read at once: at most so many, about
 def check_shard(job: Job) -> Job:
     """Reads one shard to its end and decodes every sample.
 
-    Returns {"shard": its index entry as it should be, "problems": [[key, cause]], "suffixes":
-    {suffix: members}, "dim": numbers per sample}, or {"problems"} where it cannot be read.
+    Returns {"shard": its index entry as it should be, "problems": [[key, cause, lost]] (see
+    `Problem`), "suffixes": {suffix: members}, "dim": numbers per sample}, or {"problems"} where
+    it cannot be read.
     """
     url, kind = job["url"], job["kind"]
     decoder = Decoder(kind, job["options"])
@@ -35,12 +37,11 @@ def check_shard(job: Job) -> Job:
         with tempfile.TemporaryDirectory(prefix="uml-verify-") as scratch:
             path = _local(url, scratch)
             shard = scan_shard(path, kind)
-            problems = [[p.key, p.cause] for p in shard.problems]
-            for key, cause in _undecodable(shard, decoder):
-                problems.append([key, cause])
+            problems = [[p.key, p.cause, p.lost] for p in shard.problems]
+            problems += [[key, cause, True] for key, cause in _undecodable(shard, decoder)]
             suffixes = _member_suffixes(path)
     except (OSError, RunError, UserError) as error:
-        return {"problems": [[None, f"cannot be read: {error}"]]}
+        return {"problems": [[None, f"cannot be read: {error}", True]]}
     return {
         "shard": to_json(replace(shard, url=url)),
         "problems": problems,
@@ -80,32 +81,45 @@ def _undecodable(shard: Shard, decoder: Decoder) -> Iterator[tuple[str, str]]:
 def _member_suffixes(path: str) -> dict[str, int]:
     """Members per suffix; those before the damage, where a tar is damaged."""
     counts: Counter[str] = Counter()
-    try:
-        with tarfile.open(path, "r:", errors="backslashreplace") as tar:
-            for member in tar:
-                if member.isreg():
-                    counts[member.name.rpartition("/")[2].partition(".")[2].lower()] += 1
-                tar.members.clear()  # type: ignore[attr-defined]  # else all headers stay
-    except (tarfile.TarError, OSError, ValueError):
-        pass  # the scan has said so
+
+    def visit(tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        if member.isreg():
+            counts[printable(_suffix(member))] += 1
+
+    with open(path, "rb") as stream:
+        walk_tar(stream, visit)  # why it is not whole the scan has said
     return dict(counts)
 
 
 def kind_by_content(url: str) -> str | None:
     """The kind of the first payload in a tar, None where nothing tells it."""
+    found: list[str] = []
+
+    def visit(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
+        suffix = _suffix(member)
+        fitting = [kind for kind, cls in KINDS.items() if suffix in cls.suffixes]
+        if not fitting or not member.isreg() or not 0 < member.size <= MAX_MEMBER_BYTES:
+            return False
+        if suffix in ("npy", "npz"):
+            file = tar.extractfile(member)
+            try:
+                array, _ = load_array(b"" if file is None else file.read(), suffix)
+            except BadSample:
+                return False
+            fitting = ["sequence" if array.ndim > 1 and len(array) > 1 else "vector"]
+        found.append(fitting[0])
+        return True
+
     try:
-        with storage.open_stream(url) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
-            for member in tar:
-                suffix = member.name.rpartition("/")[2].partition(".")[2].lower()
-                if suffix in ("npy", "npz") and (file := tar.extractfile(member)) is not None:
-                    array, _ = load_array(file.read(), suffix)
-                    return "sequence" if array.ndim > 1 and len(array) > 1 else "vector"
-                for kind, cls in KINDS.items():
-                    if suffix in cls.suffixes:
-                        return kind
-    except (tarfile.TarError, OSError, RunError, BadSample):
-        pass  # the check of the shard says what is wrong with it
-    return None
+        with storage.open_stream(url) as stream:
+            walk_tar(stream, visit)
+    except (OSError, RunError):
+        return None  # the check of the shard says what is wrong with it
+    return found[0] if found else None
+
+
+def _suffix(member: tarfile.TarInfo) -> str:
+    return member.name.rpartition("/")[2].partition(".")[2].lower()
 
 
 def index_differences(entry: Any, shard: Shard) -> list[str]:

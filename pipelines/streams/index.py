@@ -109,7 +109,7 @@ def to_json(shard: Shard) -> dict[str, Any]:
         "suffixes": shard.suffixes,
         "hashes": shard.hashes,
         "sources": shard.sources,
-        "problems": [[p.key, p.cause] for p in shard.problems],
+        "problems": [[p.key, p.cause, p.lost] for p in shard.problems],
     }
 
 
@@ -129,8 +129,8 @@ def from_json(entry: Any, url: str) -> Shard | None:
             bytes=_typed(entry["bytes"], int),
             sha256=_typed(entry["sha256"], str),
             problems=tuple(
-                Problem(_typed(key, str, type(None)), _typed(cause, str))
-                for key, cause in entry.get("problems", [])
+                Problem(_typed(key, str, type(None)), _typed(cause, str), _typed(lost, bool))
+                for key, cause, lost in entry.get("problems", [])
             ),
         )
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
@@ -152,6 +152,7 @@ def from_json(entry: Any, url: str) -> Shard | None:
         or shard.sizes.min() < 0
         or shard.sizes.max() > MAX_MEMBER_BYTES
         or (shard.offsets > shard.bytes - shard.sizes).any()
+        or int(shard.sizes.sum()) > shard.bytes  # payloads that overlap would multiply the reading
     ):
         return None
     return shard

@@ -5,19 +5,33 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from uml_core.errors import RunError
 
+FILE = "quarantine.jsonl"  # in a job's folder
 LEAST = 4  # small sets may lose this many whatever the share says
+STREAM, EVALUATION, SCAN = "stream", "evaluation", "scan"  # where a bad sample is found
+
+
+def limit_of(budget: float, rows: int) -> int:
+    """How many of so many samples may be bad. budget: see `Quarantine`."""
+    if budget == 0:
+        return 0
+    return int(budget) if budget >= 1 else max(LEAST, int(budget * rows))
 
 
 class Quarantine:
-    """The bad samples of one modality; `path` may be shared by modalities, ranks and restarts.
+    """The bad samples of one set; `path` may be shared by modalities, ranks and restarts.
 
-    path    a file of JSON lines {"modality", "url", "key", "error"}, or None: kept in memory
-    rows    samples the modality has
-    budget  below 1: the share of rows that may be bad (at least 4); from 1 on: their number
+    path      a file of JSON lines {"modality", "found_in", "url", "key", "error"}, or None: kept
+              in memory
+    budget    below 1: the share of rows that may be bad (at least 4); from 1 on: their number
+    rows      samples the set has
+    found_in  STREAM or EVALUATION; `record` writes the lines of SCAN
+    urls      of the set's shards, to which the budget applies; None: of all
 
     Safe to use from several threads. What other ranks write to the same file is taken over when
     the next bad sample is met, so that the budget holds for all of them together.
@@ -30,13 +44,14 @@ class Quarantine:
         *,
         modality: str = "",
         rows: int = 0,
+        found_in: str = STREAM,
+        urls: Collection[str] | None = None,
     ) -> None:
         self.path = None if path is None else Path(path)
-        self.modality, self.rows = modality, rows
-        self.limit = int(budget) if budget >= 1 else max(LEAST, int(budget * rows))
-        if budget == 0:
-            self.limit = 0
+        self.modality, self.rows, self.found_in = modality, rows, found_in
+        self.limit = limit_of(budget, rows)
         self.errors: dict[tuple[str, str], str] = {}
+        self._urls = urls
         self._lock = threading.Lock()
         self._read_to = 0
         self._load()
@@ -56,7 +71,7 @@ class Quarantine:
             self._load()
             if (url, key) not in self.errors:
                 self.errors[url, key] = error
-                self._write({"modality": self.modality, "url": url, "key": key, "error": error})
+                self._write(url, key, error)
             if len(self.errors) > self.limit:
                 raise RunError(
                     self.advice(
@@ -73,16 +88,10 @@ class Quarantine:
             "quarantine_budget, and run the same command with --resume"
         )
 
-    def _write(self, line: dict[str, str]) -> None:
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        data = (json.dumps(line) + "\n").encode()
-        handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, data)  # one call: lines of several ranks do not mix
-        finally:
-            os.close(handle)
+    def _write(self, url: str, key: str, error: str) -> None:
+        if self.path is not None:
+            line = _line(self.modality, self.found_in, url, key, error)
+            _append(self.path, json.dumps(line) + "\n")
 
     def _load(self) -> None:
         """Takes over the lines that were added to the file since it was last read."""
@@ -93,10 +102,56 @@ class Quarantine:
             added = file.read()
         whole = added[: added.rfind(b"\n") + 1]
         self._read_to += len(whole)
-        for line in whole.splitlines():
-            try:
-                found = json.loads(line)
-                if found["modality"] == self.modality:
-                    self.errors[found["url"], found["key"]] = found["error"]
-            except (ValueError, KeyError, TypeError):
-                continue  # a line cut off by a full disk or a kill
+        for line in _lines(whole):
+            mine = (line["modality"], line["found_in"]) == (self.modality, self.found_in)
+            if mine and (self._urls is None or line["url"] in self._urls):
+                self.errors[line["url"], line["key"]] = line["error"]
+
+
+def record(path: Path, modality: str, found: Iterable[tuple[str, str | None, str]]) -> None:
+    """Writes down, once each, what the scan of shards left out: (url, key, cause).
+
+    It never was part of an index, so it counts against no budget of a stream.
+    """
+    there = {tuple(line.values()) for line in recorded(path)}
+    lines = (_line(modality, SCAN, url, key, cause) for url, key, cause in found)
+    new = [json.dumps(line) + "\n" for line in lines if tuple(line.values()) not in there]
+    if new:
+        _append(path, "".join(new))
+
+
+def recorded(path: Path) -> list[dict[str, Any]]:
+    """The lines of a quarantine file; empty without one."""
+    return list(_lines(path.read_bytes())) if path.exists() else []
+
+
+def count(path: Path) -> int:
+    """Samples (and damaged ends of shards) that a run left out."""
+    return len({(line["modality"], line["url"], line["key"]) for line in recorded(path)})
+
+
+_FIELDS = ("modality", "found_in", "url", "key", "error")
+
+
+def _line(*values: str | None) -> dict[str, str | None]:
+    return dict(zip(_FIELDS, values, strict=True))
+
+
+def _lines(data: bytes) -> Iterator[dict[str, Any]]:
+    for text in data.splitlines():
+        try:
+            found = json.loads(text)
+            line = {name: found[name] for name in _FIELDS}
+        except (ValueError, KeyError, TypeError):
+            continue  # a line cut off by a full disk or a kill
+        if all(isinstance(value, str | None) for value in line.values()):
+            yield line
+
+
+def _append(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, text.encode())  # one call: lines of several ranks do not mix
+    finally:
+        os.close(handle)

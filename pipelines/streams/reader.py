@@ -133,8 +133,7 @@ class BatchStream:
         """The batch with its labels and keys; None where every sample of it was bad."""
         index = self._segments[decoded.segment].index
         for row, error in decoded.bad:
-            url = index.shards[index.shard_ids[row]].url
-            self._quarantine.bad(url, index.keys[row], error)
+            self._quarantine.bad(*index.origin(row), error)
         if decoded.failure is not None:
             raise RunError(self._quarantine.advice(decoded.failure))
         if decoded.x is None:

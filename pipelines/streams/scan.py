@@ -13,9 +13,12 @@ import json
 import re
 import tarfile
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
+
+from uml_core.errors import RunError
+from uml_core.plain_text import normalised
 
 MAX_MEMBERS = 4_000_000  # per archive
 MAX_MEMBER_BYTES = 256 << 20  # one payload
@@ -24,6 +27,10 @@ MAX_JSON_BYTES = 16 << 20  # one .json
 MAX_LABEL = 2**31 - 1
 MAX_HEADER_BYTES = 1 << 20  # long names and pax records, which `tarfile` reads into memory
 MAX_SKIP_BYTES = 64 << 30  # a member larger than this is not passed over
+MAX_GLOBALS = 64  # pax records for the whole archive; `tarfile` copies them for every member
+MAX_NAME = 4096  # characters of a member's name, as of a path
+MAX_SOURCE = 4096  # characters of a source id
+MAX_TEXT_BYTES = 1 << 20  # a longer text is compared as it is
 MAX_PROBLEMS = 1000  # kept per shard; the rest is counted
 # As webdataset: the key is the path up to the first dot of the last component.
 _EXTENDED = (
@@ -38,10 +45,14 @@ _NAME = re.compile(r"^((?:.*/)?[^./]+)\.([^/]+)$", re.DOTALL)
 
 @dataclass(frozen=True)
 class Problem:
-    """Something in a shard that a stream would leave out; key is None for the shard itself."""
+    """Something wrong in a shard; key is None for the shard itself.
+
+    lost  whether it costs the sample: then a run leaves it out and lists it in quarantine.jsonl
+    """
 
     key: str | None
     cause: str
+    lost: bool = True
 
 
 @dataclass
@@ -70,13 +81,50 @@ def scan_tar(
     return scan.result()
 
 
+def walk_tar(
+    stream: BinaryIO, visit: Callable[[tarfile.TarFile, tarfile.TarInfo], bool | None]
+) -> str | None:
+    """Calls `visit(tar, member)` for every member from front to back, until it returns True.
+
+    Returns why the rest of the tar cannot be read, or None. Whatever the tar claims, neither
+    memory nor time grow beyond its own size.
+    """
+    try:
+        with tarfile.open(
+            fileobj=stream,
+            mode="r|",
+            bufsize=1 << 20,
+            tarinfo=_Member,
+            errors="surrogateescape",
+        ) as tar:
+            for count, member in enumerate(tar):
+                if count >= MAX_MEMBERS:
+                    return f"more than {MAX_MEMBERS} members; the rest is left out"
+                if member.size > MAX_SKIP_BYTES:
+                    return f"a member claims {member.size} bytes; the scan ends"
+                if len(tar.pax_headers) > MAX_GLOBALS:
+                    return f"it has more than {MAX_GLOBALS} records for all members; the scan ends"
+                if visit(tar, member):
+                    return None
+                tar.members.clear()  # type: ignore[attr-defined]  # else all headers stay
+            stopped_by = getattr(tar, "stopped_by", None)
+    except RunError:
+        raise  # the storage behind the stream has failed
+    except Exception as error:  # tarfile's parsers raise IndexError, struct.error and others too
+        return f"not a whole tar: {error}"
+    if isinstance(stopped_by, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+        return None
+    cause = f" ({stopped_by})" if stopped_by is not None and str(stopped_by) else ""
+    return f"the tar has no proper end: cut off or damaged{cause}"
+
+
 def content_hash(data: bytes, *, text: bool = False) -> str:
     """16 hex characters of a payload's content: equal for what a model would see as equal.
 
     Text is compared after NFKC, case folding and collapsing white space.
     """
-    if text:
-        plain = unicodedata.normalize("NFKC", data.decode("utf-8", "replace")).casefold()
+    if text and len(data) <= MAX_TEXT_BYTES:
+        plain = normalised(data.decode("utf-8", "replace"))
         data = " ".join(plain.split()).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
@@ -101,51 +149,35 @@ class _Scan:
         self.parts: dict[str, _Parts] = {}
         self.last: str | None = None
         self.problems: list[Problem] = []
-        self.dropped = 0
+        self.dropped, self.dropped_lost = 0, False
 
     def read(self, stream: BinaryIO) -> None:
-        try:
-            with tarfile.open(
-                fileobj=stream,
-                mode="r|",
-                bufsize=1 << 20,
-                tarinfo=_Member,
-                errors="surrogateescape",
-            ) as tar:
-                for count, member in enumerate(tar):
-                    if count >= MAX_MEMBERS:
-                        self.problem(None, f"more than {MAX_MEMBERS} members; the rest is left out")
-                        return
-                    if member.size > MAX_SKIP_BYTES:
-                        self.problem(None, f"a member claims {member.size} bytes; the scan ends")
-                        return
-                    self.member(tar, member)
-                    tar.members.clear()  # type: ignore[attr-defined]  # else all headers stay
-                self.ending(getattr(tar, "stopped_by", None))
-        except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
-            self.problem(None, f"not a whole tar: {error}")
-
-    def ending(self, stopped_by: Exception | None) -> None:
-        if isinstance(stopped_by, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
-            return
-        cause = f" ({stopped_by})" if stopped_by is not None and str(stopped_by) else ""
-        self.problem(None, f"the tar has no proper end: cut off or damaged{cause}")
+        cause = walk_tar(stream, self.member)
+        if cause is not None:
+            self.problem(None, cause)
 
     def member(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        if len(member.name) > MAX_NAME:
+            shown = f"{printable(member.name[:60])}..."
+            self.problem(shown, f"a name of {len(member.name)} characters; left out")
+            return
         match = _NAME.match(member.name)
         if match is None or not member.isreg():
             if not member.isdir():
-                self.problem(printable(member.name), "not a file named <key>.<suffix>; left out")
+                cause = "not a file named <key>.<suffix>; left out"
+                self.problem(printable(member.name), cause, lost=False)
             return
         key, suffix = printable(match[1]), match[2].lower()
         parts = self.parts.get(key)
         if parts is None:
             parts = self.parts[key] = _Parts()
         elif self.last != key:
-            self.problem(key, "its members are not next to each other; other readers refuse this")
+            cause = "its members are not next to each other; other readers refuse this"
+            self.problem(key, cause, lost=False)
         self.last = key
         if suffix in parts.members:
-            self.problem(key, f"has two .{printable(suffix)} members; the first is used")
+            cause = f"has two .{printable(suffix)} members; the first is used"
+            self.problem(key, cause, lost=False)
             return
         parts.members.add(suffix)
         if suffix in self.suffixes:
@@ -158,7 +190,8 @@ class _Scan:
     ) -> None:
         rank = self.suffixes.index(suffix)
         if parts.payload is not None:
-            self.problem(key, f"has .{parts.payload.suffix} and .{suffix}; one is used")
+            cause = f"has .{parts.payload.suffix} and .{suffix}; one is used"
+            self.problem(key, cause, lost=False)
             if rank > parts.rank:
                 return
         if member.size > MAX_MEMBER_BYTES:
@@ -197,8 +230,7 @@ class _Scan:
                 found = json.loads(data)
                 if not isinstance(found, dict):
                     raise ValueError("not an object")
-                source = found.get("source", found.get("src"))
-                parts.source = None if source is None else printable(str(source))
+                parts.source = _source(found.get("source", found.get("src")))
                 label = found.get("label")
             if label is not None:
                 parts.labels[suffix] = _label(label)
@@ -221,14 +253,16 @@ class _Scan:
             parts.payload.source = parts.source
             entries.append(parts.payload)
         if self.dropped:
-            self.problems.append(Problem(None, f"{self.dropped} more problems are not listed"))
+            cause = f"{self.dropped} more problems are not listed"
+            self.problems.append(Problem(None, cause, self.dropped_lost))
         return entries, self.problems
 
-    def problem(self, key: str | None, cause: str) -> None:
+    def problem(self, key: str | None, cause: str, *, lost: bool = True) -> None:
         if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(Problem(key, cause))
+            self.problems.append(Problem(key, cause, lost))
         else:
             self.dropped += 1
+            self.dropped_lost |= lost
 
 
 class _Member(tarfile.TarInfo):
@@ -264,6 +298,27 @@ def _label(value: Any) -> int:
     return value
 
 
+def _source(value: Any) -> str | None:
+    """A source id: a name or a number. Anything else is none, it costs no sample."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return None
+    return printable(str(value))[:MAX_SOURCE] or None
+
+
 def printable(name: str) -> str:
-    """The name with bytes that are not UTF-8 written as escapes, so that it can be stored."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """The name with what no terminal and no file should get written as escapes.
+
+    These are bytes that are not UTF-8 and control characters.
+    """
+    if name.isprintable():
+        return name
+    return "".join(_escaped(c) if unicodedata.category(c) in _NEVER else c for c in name)
+
+
+_NEVER = ("Cc", "Cs", "Zl", "Zp")  # controls, surrogates, line and paragraph separators
+
+
+def _escaped(c: str) -> str:
+    if "\udc80" <= c <= "\udcff":  # how Python decodes a byte that is not UTF-8
+        return f"\\x{ord(c) - 0xDC00:02x}"
+    return c.encode("unicode_escape").decode()

@@ -116,11 +116,13 @@ class Index:
     shards   in order; rows run through them
     classes  names in label order from classes.json beside the shards, None without one
     picked   (N,) the rows of the shards that this index consists of; None = all of them
+    origins  of an index made by `write_subset`: (url, key) that each sample was copied from
     """
 
     shards: tuple[Shard, ...]
     classes: tuple[str, ...] | None = None
     picked: np.ndarray | None = None
+    origins: tuple[tuple[str, str], ...] | None = None
 
     def __len__(self) -> int:
         return self.num_samples
@@ -172,7 +174,7 @@ class Index:
 
     @property
     def problems(self) -> list[tuple[str, Problem]]:
-        """(url, problem) of everything the scan of the shards could not use."""
+        """(url, problem) of everything that the scan of the shards found wrong."""
         return [(shard.url, problem) for shard in self.shards for problem in shard.problems]
 
     @property
@@ -190,6 +192,20 @@ class Index:
         if self.picked is not None:
             digest.update(self.picked.astype("<i8").tobytes())
         return digest.hexdigest()
+
+    @property
+    def urls(self) -> frozenset[str]:
+        """The shards that the samples came from."""
+        if self.origins is not None:
+            return frozenset(url for url, _ in self.origins)
+        return frozenset(shard.url for shard in self.shards)
+
+    def origin(self, row: int) -> tuple[str, str]:
+        """(url, key) of a row in the shards that the user knows."""
+        shard, place = self.locate(row)
+        if self.origins is not None:  # then there is one shard
+            return self.origins[place]
+        return shard.url, shard.keys[place]
 
     def locate(self, row: int) -> tuple[Shard, int]:
         """The shard of a row and its place there. Raises IndexError."""
@@ -322,13 +338,15 @@ def write_classes(folder: str, names: Sequence[str]) -> str:
 def write_subset(index: Index, rows: Sequence[int] | np.ndarray, path: str) -> Index:
     """Writes the rows as one small shard of its own with an index beside it; returns its index.
 
-    Keys stay as they are; where two shards use the same key, the later ones get a number.
+    Keys stay as they are; where two shards use the same key, the later ones get a number, and what
+    no file name may hold is replaced.
     """
     part, kind = subset(index, rows), index.shards[0].kind
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     shard = write_shard(path, _copies(part), kind)
     merge_index(os.path.dirname(shard.url), [shard])
-    return Index((shard,), index.classes)
+    origins = tuple(part.origin(row) for row in range(len(part)))
+    return Index((shard,), index.classes, origins=origins)
 
 
 def _copies(index: Index) -> Iterator[Sample]:
@@ -336,7 +354,7 @@ def _copies(index: Index) -> Iterator[Sample]:
     for row, data in enumerate(read_rows(index, range(len(index)))):
         if len(data) < index.sizes[row]:
             raise RunError(f"{index.locate(row)[0].url} ends before {index.keys[row]}: cut off?")
-        key = stem = re.sub(r"^(\.{0,2}/)+", "", index.keys[row])
+        key = stem = _clean_key(index.keys[row])
         number = 1
         while key in used:
             number += 1
@@ -346,6 +364,12 @@ def _copies(index: Index) -> Iterator[Sample]:
         yield Sample(
             key, index.suffixes[row], data, None if label < 0 else label, index.sources[row]
         )
+
+
+def _clean_key(key: str) -> str:
+    """A key that `Sample` takes: keys of foreign shards may hold anything."""
+    parts = [part for part in key.split("/") if part not in ("", ".", "..")]
+    return "".join(c if c.isprintable() else "_" for c in "/".join(parts)) or "sample"
 
 
 def _groups(samples: Iterable[Sample], per_shard: int) -> Iterator[list[Sample]]:

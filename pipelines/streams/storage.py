@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import io
+import math
 import os
 import random
 import re
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, BinaryIO, TypeVar
@@ -29,6 +31,7 @@ from uml_core.errors import RunError, UserError, near
 REMOTE = re.compile(r"^(s3|gs|https?)://")
 ATTEMPTS = 6  # pauses of 0.2, 0.4 ... 3.2 s: half a minute with the time-outs of the attempts
 STREAM_BLOCK = 8 << 20
+MAX_SHARDS = 100_000  # that one pattern may name
 SPAN_BYTES = 8 << 20  # neighbouring ranges are read as one up to this size ...
 REMOTE_GAP, LOCAL_GAP = 256 << 10, 4 << 10  # ... if the unwanted bytes between them are few
 REQUESTS = 8  # remote requests in flight per call
@@ -159,43 +162,94 @@ def expand(pattern: str | Sequence[str], root: str = ".") -> list[str]:
 
 
 def _expand_one(pattern: str, root: str) -> list[str]:
-    pattern = pattern.removeprefix("file://")
-    if is_remote(pattern):
-        whole = pattern
-    elif is_remote(root):
-        whole = f"{root.rstrip('/')}/{pattern}"
-    else:
-        whole = os.path.abspath(os.path.join(os.path.expanduser(root), os.path.expanduser(pattern)))
-    if not is_remote(whole) and os.path.isfile(whole):  # braces in a folder's name are legal
-        return [whole]
-    try:
-        names = list(braceexpand(whole)) if "{" in whole else [whole]
-    except UnbalancedBracesError:
-        raise UserError(f"{pattern}: the braces do not match") from None
+    literal, rest = _split(pattern.removeprefix("file://"), root)
+    names = _names_in_braces(rest, pattern) if "{" in rest else [rest]
     found, missing = [], []
     for name in names:
-        hits = _hits(name)
+        hits = _hits(literal, name)
         found += hits
         if not hits:
-            missing.append(name)
+            missing.append(literal + name)
     if missing:
         more = f" (and {len(missing) - 3} more)" if len(missing) > 3 else ""
         raise UserError([_missing(name) + more for name in missing[:3]])
     return found
 
 
-def _hits(url: str) -> list[str]:
-    magic = glob.has_magic(url.partition("?")[0] if url.startswith("http") else url)
+def _names_in_braces(rest: str, pattern: str) -> list[str]:
+    try:
+        count = _alternatives(rest)
+        if count <= MAX_SHARDS:
+            return list(braceexpand(rest))
+        problem = f"the braces name more than {MAX_SHARDS} files"
+    except UnbalancedBracesError:
+        problem = "the braces do not match"
+    except (ValueError, RecursionError):  # numbers of thousands of digits, deep nesting
+        problem = "the braces cannot be expanded"
+    raise UserError(f"{pattern}: {problem}")
+
+
+def _alternatives(pattern: str) -> int:
+    """How many names `braceexpand` would make; it would make them all before the first is seen."""
+    counts: list[int] = []
+
+    def product(text: str) -> int:
+        return math.prod(counts[int(number)] for number in re.findall(r"\0(\d+)\0", text))
+
+    def group(match: re.Match[str]) -> str:
+        inner = match[1]
+        numbers = re.fullmatch(r"(-?\d+)\.\.(-?\d+)(\.\.-?\d+)?", inner)
+        if numbers:
+            counts.append(abs(int(numbers[1]) - int(numbers[2])) + 1)
+        elif re.fullmatch(r"[A-Za-z]\.\.[A-Za-z](\.\.-?\d+)?", inner):
+            counts.append(52)
+        else:
+            counts.append(sum(map(product, inner.split(","))))
+        return f"\0{len(counts) - 1}\0"
+
+    text = re.sub(r"\\.", "", pattern.replace("\0", ""))  # a backslash takes a brace its meaning
+    while (done := re.sub(r"\{([^{}]*)\}", group, text)) != text:
+        text = done
+    return product(text)
+
+
+def _split(pattern: str, root: str) -> tuple[str, str]:
+    """(what is meant literally, the rest, in which braces and wildcards mean something).
+
+    A root is literal, and so is as much of a path as exists: folders may have [ ] { } in their
+    names.
+    """
+    if is_remote(pattern):
+        scheme, _, rest = pattern.partition("://")
+        host, slash, path = rest.partition("/")
+        return f"{scheme}://{host}{slash}", path
+    if is_remote(root):
+        return f"{root.rstrip('/')}/", pattern
+    path = os.path.abspath(os.path.join(os.path.expanduser(root), os.path.expanduser(pattern)))
+    rest = ""
+    while path != os.sep and not os.path.exists(path):
+        path, _, name = path.rpartition(os.sep)
+        rest = f"{os.sep}{name}{rest}"
+        path = path or os.sep
+    return path.rstrip(os.sep), rest
+
+
+def _hits(literal: str, name: str) -> list[str]:
+    """The files that `name` (after `literal`) stands for."""
+    url = literal + name
     if not is_remote(url):
-        return sorted(filter(os.path.isfile, glob.glob(url))) if magic else _existing(url)
-    if not magic or (url.startswith("http") and "?" in url):
+        if glob.has_magic(name):
+            return sorted(filter(os.path.isfile, glob.glob(glob.escape(literal) + name)))
+        return _existing(url)
+    last = name_of(url)
+    if not glob.has_magic(last) or (url.startswith("http") and "?" in url):
         return _existing(url)
     if url.startswith("http"):
         raise UserError(
             f"{url}: http cannot list files; use a brace range such as {{000000..000012}}"
         )
-    folder, name = folder_of(url), name_of(url)
-    return sorted(f"{folder}/{n}" for n in _names(folder) if fnmatchcase(n, name))
+    folder = folder_of(url)
+    return sorted(f"{folder}/{n}" for n in _names(folder) if fnmatchcase(n, last))
 
 
 def _existing(url: str) -> list[str]:
@@ -203,6 +257,8 @@ def _existing(url: str) -> list[str]:
         stat(url)
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except (OSError, ValueError) as error:  # not allowed, a name too long, a zero byte in it
+        raise UserError(f"{url!r} cannot be opened: {error}") from None
     except RunError as error:
         raise UserError(str(error)) from error
     return [url] if is_remote(url) or os.path.isfile(url) else []
@@ -286,9 +342,10 @@ def _retry(action: Callable[[], T], url: str) -> T:
             return action()
         except Exception as error:  # the libraries below raise many unrelated types
             if _is_certain(error):
-                if isinstance(error, FileNotFoundError) or _status(error) == 404:
+                illegal = isinstance(error.__cause__, ValueError)
+                if (isinstance(error, FileNotFoundError) and not illegal) or _status(error) == 404:
                     raise FileNotFoundError(url) from error
-                raise RunError(f"{url} cannot be read: {error}") from error
+                raise RunError(f"{url} cannot be read: {error.__cause__ or error}") from error
             if attempt == ATTEMPTS - 1:
                 raise RunError(
                     f"{url} cannot be read after {ATTEMPTS} attempts: {error!r}. Check the network "
@@ -303,8 +360,10 @@ def _is_certain(error: BaseException) -> bool:
     if status is not None:
         return 400 <= status < 500 and status not in (408, 425, 429)
     if isinstance(error, FileNotFoundError):
-        return error.__cause__ is None  # fsspec wraps every failure of a HEAD request in this type
-    return isinstance(error, PermissionError) or any(mark in str(error) for mark in _CERTAIN)
+        # fsspec wraps every failure of a HEAD request in this type
+        return error.__cause__ is None or isinstance(error.__cause__, ValueError)
+    certain = isinstance(error, PermissionError | ValueError)  # ValueError: no legal address
+    return certain or any(mark in str(error) for mark in _CERTAIN)
 
 
 def _status(error: BaseException) -> int | None:
@@ -332,7 +391,8 @@ def _arrow_system(scheme: str, endpoint: str | None) -> Any:
     from pyarrow import fs
 
     if scheme == "gs":
-        return fs.GcsFileSystem()
+        # By itself it tries for 15 minutes where nothing answers.
+        return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=10))
     return fs.S3FileSystem(endpoint_override=endpoint) if endpoint else fs.S3FileSystem()
 
 

@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 from pipelines.reporting import sweep_answer, terminal
 from pipelines.running.cohort import target_path
 from pipelines.running.jobs import use_gpu
+from pipelines.streams import quarantine
 from pipelines.tracking import Tracker
 from pipelines.tuning import conclusion
 from pipelines.tuning.design import Design, confirmation
-from pipelines.tuning.held import QUARANTINE, hold
+from pipelines.tuning.held import hold
 from pipelines.tuning.journal import Journal, Record
 from pipelines.tuning.search import Guided, Halving, Queue, concurrency, run_trials
 from pipelines.tuning.trial import STATE, Shared, Trial
@@ -66,14 +67,13 @@ class Sweep:
 
     def facts(self) -> dict[str, Any]:
         """Where the trials ran and how many samples could not be used, for environment.json."""
-        path, train = self.out / QUARANTINE, self.made.recipe.train
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        train = self.made.recipe.train
         placement = {
             "trials at a time": concurrency(train),
             "workers of a trial": train.workers,
             "device": "cuda" if use_gpu(train) else "cpu",
         }
-        return {"placement": placement, "quarantined": len(lines)}
+        return {"placement": placement, "quarantined": quarantine.count(self.out / quarantine.FILE)}
 
     # --------------------------------------------------------------------------- running
 

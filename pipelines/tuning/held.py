@@ -20,15 +20,13 @@ from pipelines.running.data import Round
 from pipelines.running.feed import CACHE_BYTES, augments
 from pipelines.streams.assemble import Assembler, DecodedCache, Group
 from pipelines.streams.plan import Plan
-from pipelines.streams.quarantine import Quarantine
+from pipelines.streams.quarantine import FILE, Quarantine
 from pipelines.streams.reader import BatchStream, iter_plan
 from pipelines.streams.shards import Index
 from pipelines.streams.source import Places, Segment, local_tables, slice_of
 from uml_core.errors import RunError
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
-
-QUARANTINE = "quarantine.jsonl"
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def hold(
     held = {}
     for name, modality in modalities.items():
         cache, index = DecodedCache(CACHE_BYTES), indices[name]
-        bad = Quarantine(out / QUARANTINE, budget, modality=name, rows=len(index))
+        bad = Quarantine(out / FILE, budget, modality=name, rows=len(index))
         if not augments(modality) and _fill(cache, modality, index, bad):
             held[name] = Held.of(cache.items)
     return held
@@ -126,7 +124,7 @@ class TrialFeed:
             yield from self._held(segment, modality, self.caches[name])
             return
         rank, world = self.part
-        path = None if self.out is None else self.out / QUARANTINE
+        path = None if self.out is None else self.out / FILE
         stream = BatchStream(
             local_tables([segment], rank, world),
             [segment],

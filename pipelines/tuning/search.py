@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -269,7 +270,7 @@ class _Recorder(tune.Callback):
         key = trial.config["trial"]["key"]
         if key not in self._journal.records:
             self._journal.start(Trial(**trial.config["trial"]))
-        self._journal.end(key, "failed", _last_line(trial))
+        self._journal.end(key, "failed", cause(trial.get_error()))
         self._note("end", self._journal.records[key])
 
     def _checkpoint(self, key: str, trial: Any, result: Mapping[str, Any]) -> None:
@@ -278,12 +279,14 @@ class _Recorder(tune.Callback):
             self._journal.checkpoint(key, path)
 
 
-def _last_line(trial: Any) -> str:
-    error = trial.get_error() if hasattr(trial, "get_error") else None
-    while error is not None and error.__cause__ is not None:
-        error = error.__cause__
-    lines = str(error or "the trial's process died").strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+def cause(trace: str | None) -> str:
+    """One line for people out of the trace that Tune keeps of a failed trial."""
+    lines = [line.strip() for line in (trace or "").splitlines() if line.strip()]
+    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b.*: .", line)]
+    line = (raised or lines or ["the trial's process died"])[-1]
+    name, _, said = line.partition(": ")
+    text = said if name.endswith(("RunError", "UserError")) else line
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def run_trials(

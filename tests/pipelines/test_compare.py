@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines import cli
+from pipelines.running.finished import stems_of
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,34 @@ def test_arms_and_seeds_are_nested_runs(finished: Path):
     [parent] = [r for r in runs if r not in children]
     assert len(parent.data.tags["dataset.sha256"]) == 64
     assert "unpaired text" in parent.data.tags["mlflow.note.content"]
+
+
+@pytest.mark.ray
+def test_the_chosen_fits_are_kept_and_evaluate_as_they_were_tested(finished: Path, tmp_path: Path):
+    kept = sorted(path.name for path in (finished / "arms").iterdir())
+    assert kept == [
+        f"{arm}-seed{seed}.safetensors"
+        for arm in ("uml", "uml_permuted", "unimodal")
+        for seed in (3, 4)
+    ]
+    assert stems_of(finished / "arms" / "uml-seed3.safetensors") == {"image", "text"}
+    assert stems_of(finished / "arms" / "uml-seed4.safetensors") == {"image"}
+    assert stems_of(finished / "model" / "model.safetensors") == {"image"}
+    out = tmp_path / "evaluated"
+    assert cli.main(["evaluate", str(finished), "evaluate.shots=[1]", "--out", str(out)]) == 0
+    found = json.loads((out / "evaluate.json").read_text())
+    entry = json.loads((finished / "compare.json").read_text())["results"][1]  # the most shots
+    for arm, accuracies in found["arm_accuracy"].items():
+        assert accuracies == pytest.approx(entry["arms"][arm]["test_accuracy"]), arm
+    assert (found["shots"], found["seed"], found["kind"]) == (4, 3, "compare")
+    assert found["test"]["accuracy"]["value"] == found["arm_accuracy"]["uml"][0]
+    shown = found["analyses"]["arms"]["numbers"]
+    assert shown["seeds"] == [3, 4] and set(shown["differences"]["margin"]) == {
+        "unimodal",
+        "uml_permuted",
+    }
+    state = json.loads((finished / "tracking.json").read_text())
+    assert "evaluation-evaluated" in state["runs"]
 
 
 def test_a_comparison_needs_another_modality(tiny_recipe, write_recipe, tmp_path, capsys):

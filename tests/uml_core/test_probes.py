@@ -13,11 +13,9 @@ from uml_core.probes import (
     fit_knn_probe,
     fit_linear_probe,
     knn_probe,
-    label_map,
     linear_probe,
     per_class,
     predict,
-    shifted_test,
 )
 
 
@@ -185,36 +183,3 @@ def test_too_few_samples_name_every_class_with_counts():
         few_shot_split(labels, 1, 0, classes=["cat", "dog"])
     with pytest.raises(UserError, match="no labelled"):
         few_shot_split(np.full(4, -1), 1, 0)
-
-
-def test_label_map_lists_missing_and_refuses_unknown_names():
-    mapped = label_map(["dog", "yeti", "cat"], ["cat", "dog", "cow"])
-    assert mapped.targets.tolist() == [1, -1, 0] and mapped.missing == ("yeti",)
-    mapped = label_map(["puppy", "hound", "yeti"], ["cat", "dog"], {"puppy": "dog", "hound": "dog"})
-    assert mapped.targets.tolist() == [1, 1, -1]
-    with pytest.raises(UserError) as error:
-        label_map(["puppy"], ["dog"], {"pupy": "dog", "puppy": "dgo"})
-    assert "did you mean 'puppy'" in error.value.problems[0]
-    assert "did you mean 'dog'" in error.value.problems[1]
-    with pytest.raises(UserError, match="no class of the test set"):
-        label_map(["yeti"], ["dog"])
-
-
-def test_shifted_test_predicts_mapped_classes_only_and_counts_skipped():
-    # Scores of the probe are its inputs: columns 0, 1, 2 are the training classes.
-    class Identity:
-        classes = np.array([0, 1, 2])
-
-        def scores(self, x):
-            return np.asarray(x)
-
-    mapped = label_map(["b", "z", "c"], ["a", "b", "c"])
-    x = np.array([[9, 2, 1], [9, 1, 2], [0, 0, 0], [0, 1, 2]])
-    result = shifted_test(Identity(), x, np.array([0, 0, 1, 2]), mapped)
-    assert result.accuracy == pytest.approx(200 / 3)  # column 0 cannot win
-    assert (result.samples, result.skipped, result.missing) == (3, 1, ("z",))
-    assert result.per_class[1].recall == 50.0 and result.per_class[2].recall == 100.0
-    with pytest.raises(UserError, match="no test sample"):
-        shifted_test(Identity(), x[:1], np.array([1]), mapped)
-    with pytest.raises(UserError, match="label map has 3"):
-        shifted_test(Identity(), x[:1], np.array([3]), mapped)

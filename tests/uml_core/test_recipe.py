@@ -248,6 +248,15 @@ def test_every_problem_is_told_at_once():
         ({"world": {"name": "shapes", "test": 0}}, "world.test: must be at least 1"),
         ({"probe": {"C": []}}, "probe.C: "),
         ({"probe": {"label_fraction": 0.0}}, "probe.label_fraction: must be above 0"),
+        ({"evaluate": {"shots": [4, 4]}}, "evaluate.shots: give at least one, each once, none"),
+        ({"evaluate": {"shots": [0]}}, "evaluate.shots: give at least one"),
+        ({"evaluate": {"split_seeds": []}}, "evaluate.split_seeds: give at least one"),
+        ({"evaluate": {"samples": 10}}, "evaluate.samples: must be at least 100"),
+        ({"tests": []}, "tests: expected a mapping"),
+        ({"tests": {"a": "x.tar"}}, "tests.a: expected a mapping"),
+        ({"tests": {"a": {}}}, "tests.a.files: missing"),
+        ({"tests": {"a": {"files": "x", "lables": "y"}}}, "tests.a.lables: unknown field (did"),
+        ({"tests": {"../a": {"files": "x"}}}, "tests.../a: a name is made of"),
         ({"compare": {"grid": {"lrr": [1]}}}, "compare.grid.lrr: not one of"),
         ({"compare": {"grid": {"lr": [0]}}}, "compare.grid.lr: give one value or more"),
         ({"compare": {"auxiliary_grid": {"weight": [1, 2]}}}, "compare: arms with auxiliary data"),
@@ -341,6 +350,18 @@ def test_relative_data_roots(tmp_path, monkeypatch):
     assert root(small(), "data_root=~/d") == "/home/me/d"
 
 
+def test_paths_of_a_test_set_on_the_command_line_are_the_users(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path, small(tests={"v2": {"files": "v2-*.tar", "labels": "v2.json"}}))
+    assert load(path).tests["v2"].files == "v2-*.tar"  # of the recipe: below data_root
+    given = ["tests.v2.files=near/*.tar", "tests.ink.files=[a.tar, s3://b/c.tar]"]
+    found = load(path, given).tests
+    assert found["v2"].files == str(tmp_path / "near" / "*.tar")
+    assert found["v2"].labels == "v2.json"
+    assert found["ink"].files == [str(tmp_path / "a.tar"), "s3://b/c.tar"]
+    assert load(path, ["tests.v2.labels=m.json"]).tests["v2"].labels == str(tmp_path / "m.json")
+
+
 def test_a_data_root_left_to_the_user_is_asked_for(tmp_path):
     path = write(tmp_path, yaml.safe_dump(small(data_root=...)) + "data_root: null\n")
     with pytest.raises(UserError, match="data_root: say where"):
@@ -384,6 +405,8 @@ def full() -> dict:
         "train": {"lr": 3e-5, "warmup": {"modality": "pen", "steps": 4}, "clip": 1.0},
         "probe": {"C": [1e-4, 1.0], "label_fraction": 0.1},
         "compare": {"grid": {"lr": [1e-3]}, "arms": ["unimodal"], "parallel": "data"},
+        "evaluate": {"shots": [1, 3], "samples": 500},
+        "tests": {"sketch": {"files": ["s-*.tar"], "labels": "sketch.json"}},
         "world": {"name": "shapes", "train": 10},
         "seeds": [3],
         "trace": True,

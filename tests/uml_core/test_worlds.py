@@ -315,3 +315,41 @@ def test_number_words_are_those_of_their_class():
             assert d.data.decode() in words[d.label]
     assert "three" in words[3]
     assert "acht" in words[8]
+
+
+# --------------------------------------------------------------------------------- pairs
+
+
+def test_pairs_of_shapes_share_class_and_key_and_nothing_of_the_splits():
+    pairs = list(SHAPES_WORLD.pairs(("image", "text"), 300, seed=0))
+    assert len(pairs) == 300 and len({one.key for one, _ in pairs}) == 300
+    assert all((a.key, a.label) == (b.key, b.label) for a, b in pairs)
+    assert {(a.suffix, b.suffix) for a, b in pairs} == {("png", "txt")}
+    assert Counter(a.label for a, _ in pairs).most_common()[0][1] <= 7  # balanced
+    assert [p[1].data for p in SHAPES_WORLD.pairs(("image", "text"), 20)] == [
+        p[1].data for p in pairs[:20]
+    ]
+    used = {d.data for split in SPLITS for d in SHAPES_WORLD.sample("image", split, 2400)}
+    assert not used & {a.data for a, _ in pairs}
+    word = re.compile("|".join(COLOUR_WORDS[COLOURS.index("red")]))
+    colours = {bool(word.search(b.data.decode())) for a, b in pairs if attributes(a.label)[1] == 0}
+    assert colours == {True}
+
+
+def test_pairs_of_digits_are_one_scan_seen_twice():
+    pairs = list(DIGITS.pairs(("sequence", "image"), 1000, seed=0))
+    assert len(pairs) == 400  # the pictures' test scans
+    assert all(a.source == b.source and a.label == b.label for a, b in pairs)
+    seen = {d.source for d in DIGITS.sample("image", "test", 400)}
+    assert {a.source for a, _ in pairs} == seen
+    columns = np.load(io.BytesIO(pairs[0][0].data))
+    picture = np.asarray(Image.open(io.BytesIO(pairs[0][1].data)), np.float64)
+    inked = picture.T[picture.T.any(1)]
+    np.testing.assert_allclose(columns[columns.any(1)], inked / 255, atol=0.01)
+
+
+def test_a_world_without_such_pairs_says_so():
+    with pytest.raises(UserError, match="digits cannot show one thing as image and text"):
+        DIGITS.pairs(("image", "text"), 10)
+    with pytest.raises(UserError, match="shapes cannot"):
+        SHAPES_WORLD.pairs(("image", "smell"), 10)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,16 +25,21 @@ class Estimate:
         return f"{self.value:.3g} (95 % interval {self.low:.3g} to {self.high:.3g})"
 
 
-def resample(n: int, repeats: int, seed: int, strata: np.ndarray | None = None) -> list[np.ndarray]:
-    """`repeats` draws of (n,) rows with replacement; within each of the (n,) `strata` if given."""
+def resample(
+    n: int, repeats: int, seed: int, strata: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """`repeats` draws of (n,) rows with replacement; within each of the (n,) `strata` if given.
+
+    One draw is held at a time: all of a large test set's together would fill the memory.
+    """
     rng = np.random.default_rng(seed)
-    if strata is None:
-        return [rng.integers(0, n, n) for _ in range(repeats)]
-    groups = [np.flatnonzero(strata == s) for s in np.unique(strata)]
-    return [
-        np.concatenate([group[rng.integers(0, len(group), len(group))] for group in groups])
-        for _ in range(repeats)
-    ]
+    groups = [] if strata is None else [np.flatnonzero(strata == s) for s in np.unique(strata)]
+    for _ in range(repeats):
+        if strata is None:
+            yield rng.integers(0, n, n)
+        else:
+            drawn = [group[rng.integers(0, len(group), len(group))] for group in groups]
+            yield np.concatenate(drawn)
 
 
 def percentile(value: float, draws: np.ndarray) -> Estimate:
@@ -75,6 +80,18 @@ def mean_difference(
     if after.shape != before.shape:
         raise UserError(f"paired values differ in shape: {after.shape} and {before.shape}")
     return bootstrap_mean(after - before, repeats, seed)
+
+
+def independent_difference(
+    a: np.ndarray, b: np.ndarray, repeats: int = 1000, seed: int = 0
+) -> Estimate:
+    """Mean of a (N,) minus mean of b (M,), two samples drawn independently of each other."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.ndim != 1 or b.ndim != 1 or len(a) == 0 or len(b) == 0:
+        raise UserError(f"a difference needs values (N,) and (M,), not {a.shape} and {b.shape}")
+    left, right = resample(len(a), repeats, seed), resample(len(b), repeats, seed + 1)
+    draws = [a[i].mean() - b[j].mean() for i, j in zip(left, right, strict=True)]
+    return percentile(a.mean() - b.mean(), np.array(draws))
 
 
 def t_interval(values: np.ndarray) -> Estimate:

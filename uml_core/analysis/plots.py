@@ -35,30 +35,39 @@ if TYPE_CHECKING:
 # Okabe-Ito: told apart with any colour vision and in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GREY = "#888888"
+MAX_NAMED = 60  # classes of a heat map whose names can still be read
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1)), (0, (7, 2, 1, 2)))
 
 
 def plot_alignment(named: Mapping[str, Sequence[Alignment]]) -> Figure:
-    """Measures of each named comparison beside what shuffled pairs give (up to its 95 % mark)."""
-    figure, (axes,) = _figure(1)
-    labels = [f"{name}\n{a.measure}" for name, group in named.items() for a in group]
-    found = [a for group in named.values() for a in group]
-    places = np.arange(len(found))
-    axes.bar(places, [a.value for a in found], width=0.6, color=COLOURS[0], label="measured")
-    axes.bar(
-        places,
-        [a.null_high for a in found],
-        width=0.8,
-        color=GREY,
-        alpha=0.6,
-        label="shuffled, 95 %",
-    )
-    for place, a in zip(places, found, strict=True):
-        axes.annotate(f"p = {a.p_value:.2g}", (place, a.value), ha="center", va="bottom")
-    axes.set_xticks(places, labels)
-    axes.set_ylim(0, 1.1)
-    axes.set_ylabel("alignment")
-    axes.legend(loc="upper left")
+    """One panel per measure, one row per comparison: the value as a dot, and in grey up to what
+    shuffled pairs give (their 95 % mark)."""
+    by_measure: dict[str, dict[str, Alignment]] = {}
+    for name, group in named.items():
+        for a in group:
+            by_measure.setdefault(a.measure, {})[name] = a
+    height = 1.6 + 0.42 * len(named)
+    figure, panels = _figure(len(by_measure), height=height, shared_rows=True)
+    for axes, (measure, found) in zip(panels, by_measure.items(), strict=True):
+        rows = [len(named) - 1 - i for i, name in enumerate(named) if name in found]
+        highs = [a.null_high for a in found.values()]
+        axes.barh(rows, highs, height=0.7, color=GREY, alpha=0.35, label="shuffled, up to 95 %")
+        axes.plot([a.value for a in found.values()], rows, "o", color=COLOURS[0], label="measured")
+        for row, a in zip(rows, found.values(), strict=True):
+            axes.annotate(
+                f"p = {a.p_value:.2g}",
+                (1.0, row),
+                ha="right",
+                va="center",
+                fontsize=8,
+                color=GREY,
+            )
+        axes.set_yticks(rows, [_wrapped(name, 26) for name in found])
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(-0.6, len(named) - 0.4)
+        axes.set_xlabel(f"{measure} (0 unrelated, 1 the same)")
+    handles, texts = panels[0].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside upper left", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
@@ -73,27 +82,28 @@ def plot_margins(arms: Mapping[str, Margins]) -> Figure:
         axes.hist(m.margins, bins, density=True, histtype="step", color=colour, label=text)
         axes.axvspan(m.mean.low, m.mean.high, color=colour, alpha=0.25)
     axes.axvline(0, color=GREY, lw=1)
-    axes.set_xlabel("functional margin (feature units)")
+    axes.set_xlabel("functional margin (left of zero: classified wrongly)")
     axes.set_ylabel("density")
-    axes.legend()
+    figure.legend(loc="outside upper left", frameon=False, fontsize=9)
     return figure
 
 
 def plot_separability(arms: Mapping[str, Separability]) -> Figure:
     """Silhouette (larger is better) and Davies-Bouldin index (smaller is better) per arm."""
-    figure, (left, right) = _figure(2)
-    _dots(left, {name: s.silhouette for name, s in arms.items()}, "silhouette (larger = better)")
+    height = 1.4 + 0.4 * len(arms)
+    figure, (left, right) = _figure(2, height=height, shared_rows=True)
+    _rows(left, {n: s.silhouette for n, s in arms.items()}, "silhouette (larger = better)")
     right_values = {name: s.davies_bouldin for name, s in arms.items()}
-    _dots(right, right_values, "Davies-Bouldin (smaller = better)")
+    _rows(right, right_values, "Davies-Bouldin (smaller = better)")
     return figure
 
 
 def plot_ranks(named: Mapping[str, EffectiveRank]) -> Figure:
-    """Effective rank per representation; the ticks name samples and dimensions."""
-    figure, (axes,) = _figure(1)
-    values = {f"{n}\n{r.samples} x {r.dimensions}": r.rank for n, r in named.items()}
-    _dots(axes, values, "effective rank (directions)")
-    axes.set_ylim(bottom=0)
+    """Effective rank per representation; the rows name samples and dimensions."""
+    figure, (axes,) = _figure(1, width=6.5, height=1.4 + 0.5 * len(named))
+    values = {f"{n}\n{r.samples:,} samples, {r.dimensions} wide": r.rank for n, r in named.items()}
+    _rows(axes, values, "effective rank (directions that carry variance)")
+    axes.set_xlim(left=0)
     return figure
 
 
@@ -104,10 +114,11 @@ def plot_prototypes(found: Prototypes, names: Sequence[str] | None = None) -> Fi
     limit = float(np.abs(centred).max()) or 1.0
     image = axes.imshow(centred, cmap="RdBu_r", vmin=-limit, vmax=limit)
     figure.colorbar(image, ax=axes, label="inner product - row mean")
-    if names is not None and len(found.classes) <= 40:
+    if names is not None and len(found.classes) <= MAX_NAMED:
         shown = [names[c] for c in found.classes]
-        axes.set_xticks(range(len(shown)), shown, rotation=90, fontsize=7)
-        axes.set_yticks(range(len(shown)), shown, fontsize=7)
+        size = min(7.0, 290 / len(shown))
+        axes.set_xticks(range(len(shown)), shown, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(shown)), shown, fontsize=size)
     axes.set_xlabel("class mean of the auxiliary modality")
     axes.set_ylabel("row of the shared head")
     axes.set_title(
@@ -125,14 +136,16 @@ def plot_decision_plane(found: DecisionPlane, names: Sequence[str]) -> Figure:
         x, y = found.points[found.labels == c].T
         axes.scatter(x, y, s=18, color=colour, marker=marker, alpha=0.7, label=names[c])
     axes.axvline(0, color="black", lw=1)
-    axes.set_xlabel("along the difference of head rows")
-    axes.set_ylabel("class means, rest")
+    a, b = (names[c] for c in found.classes)
+    axes.set_xlabel(f"called {b}  <  boundary  <  called {a}")
+    axes.set_ylabel("direction in which the class means differ besides")
     accuracy = found.accuracy
     axes.set_title(
         f"{100 * accuracy.value:.1f} % on the right side "
-        f"[{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+        f"[{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]",
+        fontsize=10,
     )
-    axes.legend()
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
@@ -149,6 +162,7 @@ def plot_neurons(found: Neurons, names: Sequence[str] | None = None) -> Figure:
         axes.fill_between(ranks, units.low[order], units.high[order], color=colour, alpha=0.15)
         for sign in (-1, 1):
             axes.axhline(sign * units.baseline, color=colour, ls="--", lw=0.8)
+    axes.plot([], [], color=GREY, ls="--", lw=0.8, label="largest |r| before training")
     axes.set_ylim(-1, 1)
     axes.set_xlabel("unit, by falling correlation")
     axes.set_ylabel("Pearson r between modalities")
@@ -270,11 +284,24 @@ def plot_forecast(found: Mapping[str, Forecast]) -> Figure:
     return figure
 
 
-def _figure(columns: int, width: float = 5.0, height: float = 3.8) -> tuple[Figure, list[Axes]]:
+def _figure(
+    columns: int, width: float = 5.0, height: float = 3.8, shared_rows: bool = False
+) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * columns, height), layout="constrained")
-    return figure, list(np.atleast_1d(figure.subplots(1, columns)))
+    return figure, list(np.atleast_1d(figure.subplots(1, columns, sharey=shared_rows)))
+
+
+def _rows(axes: Axes, values: Mapping[str, Estimate], label: str) -> None:
+    """Values with their intervals, one row each, the first on top."""
+    places = np.arange(len(values))[::-1]
+    for place, e in zip(places, values.values(), strict=True):
+        axes.plot([e.low, e.high], [place, place], color=COLOURS[0], lw=6, alpha=0.25)
+        axes.plot([e.value], [place], "o", color=COLOURS[0])
+    axes.set_yticks(places, list(values))
+    axes.set_ylim(-0.6, len(values) - 0.4)
+    axes.set_xlabel(label)
 
 
 def _dots(axes: Axes, values: Mapping[str, Estimate], label: str) -> None:

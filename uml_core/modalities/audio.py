@@ -18,10 +18,18 @@ from torch.nn import functional as F
 from torchaudio.transforms import MelSpectrogram, Resample
 
 from uml_core.modalities.base import BadSample, Modality
-from uml_core.modalities.common import least_problems, option, pad_stack
+from uml_core.modalities.common import (
+    cause,
+    grouped,
+    least_problems,
+    most_problems,
+    option,
+    pad_stack,
+)
 from uml_core.modalities.sequence import ConvStem, FrameStem, conv_positions
 
 MAX_CHANNELS = 32
+MAGIC = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS")  # libsndfile reads twenty formats more
 RATES = (1_000, 400_000)  # Hz; outside, the header is damaged
 FLOOR = 1e-6  # of mel power, before the logarithm
 # Mean and deviation of log-mel values of speech and tones at normal loudness, roughly.
@@ -64,6 +72,7 @@ class Audio(Modality):
     Options = Options
     num_random = 1
     shorten = "seconds"
+    partial = True
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)
@@ -93,6 +102,17 @@ class Audio(Modality):
             patch=1,
             max_shift=0,
         )
+        problems += most_problems(
+            options,
+            sample_rate=RATES[1],
+            seconds=3600,
+            max_seconds=10**6,
+            mels=1024,
+            window=10,
+            hop=10,
+            patch=10**6,
+            max_shift=3600,
+        )
         if setting == "self_supervised" and options.stem == "conv":
             problems.append(
                 "stem: conv mixes neighbouring spectra, which would show the model what it has to "
@@ -113,6 +133,8 @@ class Audio(Modality):
 
     def _wave(self, data: bytes, shift: float) -> Tensor:
         """(samples,) mono at the wanted rate; only the part that is used is decoded."""
+        if data[:4] not in MAGIC:
+            raise BadSample("the clip is neither WAV, FLAC nor OGG")
         try:
             with soundfile.SoundFile(io.BytesIO(data)) as clip:
                 rate = clip.samplerate
@@ -123,7 +145,7 @@ class Audio(Modality):
         except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OSError) as error:
             if isinstance(error, BadSample):
                 raise
-            raise BadSample(f"the clip cannot be decoded: {error}") from error
+            raise BadSample(f"the clip cannot be decoded: {cause(error)}") from error
         if not len(samples):
             raise BadSample("the clip is cut off")
         wave = torch.from_numpy(samples.mean(1))
@@ -161,10 +183,7 @@ class Audio(Modality):
         """(frames, mels) -> what one position holds: a spectrum, or a group of `patch` spectra."""
         if self.options.stem != "patches":
             return spectra
-        patch = self.options.patch
-        spectra = F.pad(spectra, (0, 0, 0, max(0, patch - len(spectra))))  # at least one group
-        groups = len(spectra) // patch
-        return spectra[: groups * patch].reshape(groups, -1)
+        return grouped(spectra, self.options.patch)
 
     def stem(self, width: int, *, supervised: bool) -> nn.Module:
         if supervised and self.options.stem != "patches":

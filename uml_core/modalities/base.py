@@ -59,6 +59,7 @@ class Modality(ABC):
     suffixes: ClassVar[tuple[str, ...]]  # lower case, without the dot
     Options: ClassVar[type]
     num_random: ClassVar[int] = 0  # uniform numbers one augmented decode consumes
+    partial: ClassVar[bool] = False  # a decode reads only the part its random numbers pick
     loss: ClassVar[str] = "mse"  # self-supervised: "mse" or "cross_entropy"
 
     shorten: ClassVar[str] = ""  # the options that bound a sample's positions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import field
@@ -12,12 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from uml_core.modalities.base import BadSample
 
 MAX_ARRAY_BYTES = 64 * 2**20  # of one decoded array; guards against zip bombs
 MAX_MEMBERS = 64  # of one npz archive
+_UNPACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes; others unpack unbounded
 
 
 def option(default: Any, text: str) -> Any:
@@ -34,6 +37,20 @@ def least_problems(options: Any, **least: float) -> list[str]:
     ]
 
 
+def most_problems(options: Any, **most: float) -> list[str]:
+    """A sentence for each named field whose value is above what no data needs."""
+    return [
+        f"{name}: must be at most {high:,}, not {getattr(options, name):g}."
+        for name, high in most.items()
+        if getattr(options, name) is not None and not getattr(options, name) <= high
+    ]
+
+
+def cause(error: Exception) -> str:
+    """What a library says of bad data, without addresses: equal damage gives equal words."""
+    return re.sub(r"\s*<[\w.]+ object at 0x[0-9a-fA-F]+>", "", str(error))
+
+
 def load_array(data: bytes, suffix: str) -> tuple[np.ndarray, bool]:
     """The array of an npy member, or of an npz with one array or one called x.
 
@@ -47,7 +64,7 @@ def load_array(data: bytes, suffix: str) -> tuple[np.ndarray, bool]:
     except BadSample:
         raise
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for damaged bytes
-        raise BadSample(f"not a readable {suffix} array: {error}") from error
+        raise BadSample(f"not a readable {suffix} array: {cause(error)}") from error
     with np.errstate(over="ignore"):
         values = array.astype(np.float32)
     if not np.isfinite(values).all():
@@ -56,17 +73,20 @@ def load_array(data: bytes, suffix: str) -> tuple[np.ndarray, bool]:
 
 
 def _npz_member(data: bytes) -> bytes:
+    # Each entry of the directory begins so; counted before `zipfile` makes an object of each.
+    if (entries := data.count(b"PK\x01\x02")) > MAX_MEMBERS:
+        raise BadSample(f"the npz holds {entries} arrays, more than {MAX_MEMBERS}")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()
-        if len(names) > MAX_MEMBERS:
-            raise BadSample(f"the npz holds {len(names)} arrays, more than {MAX_MEMBERS}")
         name = names[0] if len(names) == 1 else "x.npy"
         if name not in names:
             raise BadSample(f"the npz holds {len(names)} arrays, and none is called x")
+        if archive.getinfo(name).compress_type not in _UNPACKED:
+            raise BadSample("the npz is neither stored nor deflated: save it with numpy")
         with archive.open(name) as member:
             unpacked = member.read(MAX_ARRAY_BYTES + 1)
     if len(unpacked) > MAX_ARRAY_BYTES:
-        raise BadSample(f"the array is larger than {MAX_ARRAY_BYTES} bytes")
+        raise BadSample(_TOO_LARGE)
     return unpacked
 
 
@@ -83,10 +103,15 @@ def _read_npy(data: bytes) -> np.ndarray:
     if dtype.kind not in "biuf":
         raise BadSample(f"the array's type is {dtype}, not a real number")
     count = math.prod(shape)
+    if count * max(4, dtype.itemsize) > MAX_ARRAY_BYTES:  # as float32, which it becomes
+        raise BadSample(_TOO_LARGE)
     if count < 0 or count * dtype.itemsize > len(data) - stream.tell():
         raise BadSample("the array is cut off")
     flat = np.frombuffer(data, dtype, count, offset=stream.tell())
     return flat.reshape(shape, order="F" if fortran else "C")
+
+
+_TOO_LARGE = f"the array takes more than {MAX_ARRAY_BYTES >> 20} MiB"
 
 
 def pad_stack(items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -97,6 +122,16 @@ def pad_stack(items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         return torch.stack(list(items)), None
     mask = torch.arange(longest)[None, :] < lengths[:, None]
     return pad_sequence(list(items), batch_first=True), mask
+
+
+def grouped(series: Tensor, size: int) -> Tensor:
+    """(T, D) -> (T // size, size * D): one row per group of `size` steps.
+
+    What is left over at the end is dropped; a series shorter than a group is padded to one.
+    """
+    series = F.pad(series, (0, 0, 0, max(0, size - len(series))))
+    groups = len(series) // size
+    return series[: groups * size].reshape(groups, -1)
 
 
 def unpad(x: Tensor, mask: Tensor | None) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,8 +20,11 @@ from torchvision.models.vision_transformer import EncoderBlock
 from torchvision.transforms.v2 import functional as V
 
 from uml_core.modalities.base import BadSample, Modality
-from uml_core.modalities.common import least_problems, option
+from uml_core.modalities.common import cause, least_problems, most_problems, option
 
+MAX_CHANNELS = 65_536
+MAX_SCANS = 100  # of a progressive JPEG, each as long as decoding; real ones have about ten
+_HIGH_BYTE = 1 if sys.byteorder == "little" else 0  # of two
 CROP_TRIES = 10  # of torchvision's RandomResizedCrop
 CROP_RATIO = (3 / 4, 4 / 3)
 
@@ -172,8 +176,9 @@ class Image(Modality):
     @classmethod
     def check(cls, options: Any, *, setting: str, width: int, heads: int) -> list[str]:
         problems = least_problems(options, size=1, patch=1, layers=0, heads=1, max_pixels=1)
-        if min(options.channels) < 1:
-            problems.append("channels: must both be at least 1.")
+        problems += most_problems(options, size=4096, layers=1000, heads=1000, max_pixels=10**9)
+        if not 1 <= min(options.channels) <= max(options.channels) <= MAX_CHANNELS:
+            problems.append(f"channels: must both be 1 to {MAX_CHANNELS}.")
         if min(options.std) <= 0:
             problems.append("std: must be above 0 for each channel.")
         if not 0 < options.crop_scale[0] <= options.crop_scale[1] <= 1:
@@ -225,6 +230,8 @@ class Image(Modality):
             raise BadSample(
                 f"{width} x {height} pixels are more than max_pixels {self.options.max_pixels}"
             )
+        if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+            raise BadSample(f"the JPEG has {scans} scans, more than {MAX_SCANS}")
         try:
             image = decode_image(
                 torch.frombuffer(bytearray(data), dtype=torch.uint8),
@@ -232,9 +239,10 @@ class Image(Modality):
                 apply_exif_orientation=True,
             )
         except RuntimeError as error:
-            raise BadSample(f"the image cannot be decoded: {error}") from error
+            raise BadSample(f"the image cannot be decoded: {cause(error)}") from error
         if image.dtype == torch.uint16:
-            image = (image.to(torch.int32) >> 8).to(torch.uint8)
+            halves = image.permute(1, 2, 0).contiguous().view(torch.uint8)  # (H, W, 6)
+            image = halves[..., _HIGH_BYTE::2].permute(2, 0, 1)
         return image
 
     def collate(self, items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -292,7 +300,7 @@ def _header_size(data: bytes) -> tuple[int, int]:
         with Pillow.open(io.BytesIO(data), formats=("JPEG", "WEBP")) as image:
             return image.size
     except Exception as error:  # Pillow raises a dozen kinds for damaged headers
-        raise BadSample(f"not a readable PNG, JPEG or WebP image: {error}") from error
+        raise BadSample(f"not a readable PNG, JPEG or WebP image: {cause(error)}") from error
 
 
 def _centre_square(height: int, width: int) -> tuple[int, int, int, int]:

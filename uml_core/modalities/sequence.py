@@ -15,9 +15,11 @@ from torch.nn import functional as F
 from uml_core.errors import UserError
 from uml_core.modalities.base import BadSample, Modality
 from uml_core.modalities.common import (
+    grouped,
     least_problems,
     load_array,
     masked_mean,
+    most_problems,
     option,
     pad_stack,
 )
@@ -36,8 +38,11 @@ class Options:
         "auto = minmax for integers (raw measurements) and none for floats (ready features)",
     )
     stem: Literal["frames", "conv1d"] = option(
-        "frames", "frames: a token per step (linear); conv1d: strided convolutions, supervised only"
+        "frames",
+        "frames: a token per step, or per `patch` steps (linear); conv1d: strided convolutions, "
+        "supervised only",
     )
+    patch: int = option(1, "frames: steps per token; more make long series cheap")
     pool: bool = option(True, "conv1d: average the tokens of a sample to one")
 
 
@@ -74,7 +79,7 @@ def conv_positions(length: int, *, pool: bool) -> int:
 
 
 class FrameStem(nn.Module):
-    """One linear token per step (paper section B.4.1: linear to the model's width)."""
+    """One linear token per step or group of steps (paper B.4.1: linear to the model's width)."""
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
@@ -86,7 +91,10 @@ class FrameStem(nn.Module):
 
 
 class Sequence(Modality):
-    """npy or npz of shape (T, D) or (T,) -> T tokens. x is (B, T, D) float32, right-padded."""
+    """npy or npz of shape (T, D) or (T,) -> tokens. An item is (T, D) float32.
+
+    x is (B, T, D) for conv1d; for frames (B, T // patch, patch * D), a row per token.
+    """
 
     kind = "sequence"
     suffixes = ("npy", "npz")
@@ -95,7 +103,8 @@ class Sequence(Modality):
 
     @classmethod
     def check(cls, options: Any, *, setting: str, width: int, heads: int) -> list[str]:
-        problems = least_problems(options, max_length=1)
+        problems = least_problems(options, max_length=1, patch=1)
+        problems += most_problems(options, max_length=10**7, dim=10**7)
         if options.dim is not None:
             problems += least_problems(options, dim=1)
         if setting == "self_supervised" and options.stem == "conv1d":
@@ -134,17 +143,20 @@ class Sequence(Modality):
         return (values - centre) / np.where(spread > 0, spread, 1)
 
     def collate(self, items: Items[Tensor]) -> tuple[Tensor, Tensor | None]:
-        return pad_stack(items)
+        return pad_stack([grouped(item, self._patch()) for item in items])
 
     def stem(self, width: int, *, supervised: bool) -> nn.Module:
         if self.options.stem == "conv1d":
             return ConvStem(self._dim(), width, pool=self.options.pool)
         return FrameStem(self._dim(), width)
 
+    def _patch(self) -> int:
+        return 1 if self.options.stem == "conv1d" else self.options.patch
+
     def most_positions(self, *, supervised: bool) -> int:
         if self.options.stem == "conv1d":
             return conv_positions(self.options.max_length, pool=self.options.pool)
-        return self.options.max_length
+        return max(1, self.options.max_length // self.options.patch)
 
     def decoder(self, width: int) -> nn.Module:
         return nn.Linear(width, self._dim())
@@ -168,4 +180,4 @@ class Sequence(Modality):
     def _dim(self) -> int:
         if self.options.dim is None:
             raise UserError("dim is unknown: set it, or read it off a sample with with_input.")
-        return self.options.dim
+        return self.options.dim * self._patch()

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from uml_core.modalities.base import BadSample, Modality
-from uml_core.modalities.common import least_problems, option, pad_stack
+from uml_core.modalities.common import least_problems, most_problems, option, pad_stack
+from uml_core.plain_text import normalised
 
 PAD = 0
 NGRAMS = (1, 2, 3)
@@ -70,6 +71,7 @@ class Text(Modality):
     @classmethod
     def check(cls, options: Any, *, setting: str, width: int, heads: int) -> list[str]:
         problems = least_problems(options, vocab=2, max_tokens=1, max_chars=1)
+        problems += most_problems(options, vocab=2**24, max_tokens=10**6, max_chars=10**8)
         if setting == "self_supervised" and options.stem == "bag":
             problems.append(
                 "stem: bag has no next token to predict: use stem: tokens in the self-supervised "
@@ -118,7 +120,7 @@ class Text(Modality):
 
 def tokenise(text: str, unit: str) -> list[str]:
     """Text -> tokens after NFKC normalisation and case folding; punctuation is left out."""
-    words = _words(unicodedata.normalize("NFKC", text).casefold())
+    words = _words(normalised(text))
     if unit == "word":
         return words
     if unit == "char":

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from uml_core.errors import UserError
 from uml_core.modalities.base import BadSample, Modality
-from uml_core.modalities.common import least_problems, load_array, option
+from uml_core.modalities.common import least_problems, load_array, most_problems, option
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Vector(Modality):
     def check(cls, options: Any, *, setting: str, width: int, heads: int) -> list[str]:
         if options.dim is None:
             return []
-        problems = least_problems(options, dim=1)
+        problems = least_problems(options, dim=1) + most_problems(options, dim=10**7)
         if options.stem == "identity" and options.dim != width:
             problems.append(_identity_problem(options.dim, width))
         return problems
@@ -84,7 +84,7 @@ class Vector(Modality):
         return x.unsqueeze(1)
 
     def coarse(self, item: Tensor) -> Tensor:
-        """The vector as it is: (D,)."""
+        """The vector as it is, (D,)."""
         return item
 
     def with_input(self, item: Tensor) -> Vector:

@@ -72,6 +72,15 @@ class World(ABC):
             raise UserError(problems)
         return self._draw(modality, split, range(start, start + n), seed)
 
+    def pairs(
+        self, modalities: tuple[str, str], n: int, seed: int = 0
+    ) -> Iterator[tuple[Drawn, Drawn]]:
+        """At most n things, each seen in both modalities: for measurement only, never for training.
+
+        None of them occurs in a train split. Raises UserError where the world has no such pairs.
+        """
+        raise UserError(f"world {self.name} cannot show one thing as {' and '.join(modalities)}")
+
     @abstractmethod
     def _draw(self, modality: str, split: str, rows: range, seed: int) -> Iterator[Drawn]:
         """The rows of one checked stream."""

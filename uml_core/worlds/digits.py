@@ -95,9 +95,27 @@ class DigitsWorld(World):
             if modality == "text":
                 yield Drawn(name, "txt", spellings()[label][number].encode(), label)
                 continue
-            scan = scans()[0][number]
-            suffix, data = ("png", _png(scan)) if modality == "image" else ("npy", _columns(scan))
-            yield Drawn(name, suffix, data, label, f"optdigits-{number:04d}")
+            yield _scan(modality, number, name, label)
+
+    def pairs(
+        self, modalities: tuple[str, str], n: int, seed: int = 0
+    ) -> Iterator[tuple[Drawn, Drawn]]:
+        """One scan as a picture and as its columns of ink: those of the pictures' test split."""
+        if set(modalities) != {"image", "sequence"}:
+            return super().pairs(modalities, n, seed)
+        return self._pairs(modalities, n, seed)
+
+    def _pairs(
+        self, modalities: tuple[str, str], n: int, seed: int
+    ) -> Iterator[tuple[Drawn, Drawn]]:
+        table = self._table("image", "test", seed)
+        for row, (place, label) in enumerate(np.ndindex(table.shape[1], table.shape[0])):
+            if row >= n:
+                return
+            number = int(table[label, place])
+            name = key("pair", "test", row)
+            one, other = (_scan(modality, number, name, label) for modality in modalities)
+            yield one, other
 
     def _table(self, modality: str, split: str, seed: int) -> Ints:
         """(10, samples per class): numbers of the scans (or spellings) of one stream."""
@@ -117,6 +135,13 @@ class DigitsWorld(World):
                     rows.append(order[first : first + count])
                 first += count
         return np.stack(rows)
+
+
+def _scan(modality: str, number: int, name: str, label: int) -> Drawn:
+    """A scan as a picture or as a series of its columns."""
+    scan = scans()[0][number]
+    suffix, data = ("png", _png(scan)) if modality == "image" else ("npy", _columns(scan))
+    return Drawn(name, suffix, data, label, f"optdigits-{number:04d}")
 
 
 def _path(modality: str, split: str) -> tuple[int, int]:

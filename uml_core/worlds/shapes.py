@@ -32,6 +32,8 @@ PATTERNS = ("solid", "striped", "dotted")
 
 BLOCKS = 5  # of every class once, in a chunk
 PER_CLASS = {"train": 100, "test": 44}
+SUFFIXES = {"image": "png", "text": "txt", "audio": "wav"}
+PAIRS = 90  # path of the pairs' random streams, apart from those of the splits
 
 
 class ShapesWorld(World):
@@ -54,7 +56,7 @@ class ShapesWorld(World):
     def _draw(self, modality: str, split: str, rows: range, seed: int) -> Iterator[Drawn]:
         size = BLOCKS * len(self.class_names)
         path = (list(self.kinds).index(modality), SPLITS.index(split))
-        suffix = {"image": "png", "text": "txt", "audio": "wav"}[modality]
+        suffix = SUFFIXES[modality]
         for chunk in range(rows.start // size, -(-rows.stop // size)):
             rng = stream(seed, *path, chunk)
             labels = _labels(len(self.class_names), rng)
@@ -64,6 +66,31 @@ class ShapesWorld(World):
             for i in range(max(rows.start - first, 0), min(rows.stop - first, size)):
                 name = key(modality, split, first + i)
                 yield Drawn(name, suffix, encoded[i], int(labels[i]))
+
+    def pairs(
+        self, modalities: tuple[str, str], n: int, seed: int = 0
+    ) -> Iterator[tuple[Drawn, Drawn]]:
+        """Both views share the thing's class; what else a sample shows is drawn for each alone."""
+        if not set(modalities) <= set(self.kinds):
+            return super().pairs(modalities, n, seed)
+        return self._pairs(modalities, n, seed)
+
+    def _pairs(
+        self, modalities: tuple[str, str], n: int, seed: int
+    ) -> Iterator[tuple[Drawn, Drawn]]:
+        size = BLOCKS * len(self.class_names)
+        path = (PAIRS, *(list(self.kinds).index(modality) for modality in modalities))
+        for first in range(0, n, size):
+            rng = stream(seed, *path, first)
+            labels = _labels(len(self.class_names), rng)
+            views = [self._encode(modality, labels, rng) for modality in modalities]
+            for i in range(min(size, n - first)):
+                name = key("pair", "test", first + i)
+                one, other = (
+                    Drawn(name, SUFFIXES[modality], view[i], int(labels[i]))
+                    for modality, view in zip(modalities, views, strict=True)
+                )
+                yield one, other
 
     def _encode(self, modality: str, labels: Ints, rng: np.random.Generator) -> list[bytes]:
         shape, colour, pattern = attributes(labels)

@@ -2,8 +2,12 @@ import json
 
 import pytest
 
-from pipelines.streams.quarantine import Quarantine
+from pipelines.streams.quarantine import EVALUATION, Quarantine, count, record, recorded
 from uml_core.errors import RunError
+
+
+def line(url, key, error, found_in="stream"):
+    return {"modality": "image", "found_in": found_in, "url": url, "key": key, "error": error}
 
 
 def test_each_sample_counts_once_and_stays_known(tmp_path):
@@ -14,8 +18,8 @@ def test_each_sample_counts_once_and_stays_known(tmp_path):
     first.bad("b.tar", "k1", "broken too")
     assert len(first) == 2 and ("a.tar", "k1") in first and ("a.tar", "k2") not in first
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"modality": "image", "url": "a.tar", "key": "k1", "error": "broken"},
-        {"modality": "image", "url": "b.tar", "key": "k1", "error": "broken too"},
+        line("a.tar", "k1", "broken"),
+        line("b.tar", "k1", "broken too"),
     ]
     resumed = Quarantine(path, 0.1, modality="image", rows=100)
     assert resumed.errors == first.errors
@@ -49,3 +53,32 @@ def test_a_line_cut_off_by_a_kill_is_passed_over(tmp_path):
     with open(path, "a") as file:
         file.write('{"modality": "image", "url": "a.t\n[1]\n{"modality": "image", "url"')
     assert list(Quarantine(path, 3, modality="image").errors) == [("a.tar", "k0")]
+
+
+def test_budgets_of_sets_that_share_a_file_are_apart(tmp_path):
+    path = tmp_path / "q.jsonl"
+    record(path, "image", [("a.tar", "s", "empty"), ("a.tar", None, "cut off")])
+    stream = Quarantine(path, 2, modality="image", rows=100)
+    validation, test = (
+        Quarantine(path, 2, modality="image", rows=100, found_in=EVALUATION, urls={url})
+        for url in ("a.tar", "b.tar")
+    )
+    for quarantine, url in ((stream, "a.tar"), (validation, "a.tar"), (test, "b.tar")):
+        for key in ("k0", "k1"):
+            quarantine.bad(url, key, "broken")
+    assert recorded(path)[:3] == [
+        line("a.tar", "s", "empty", "scan"),
+        line("a.tar", None, "cut off", "scan"),
+        line("a.tar", "k0", "broken"),
+    ]
+    assert count(path) == 6  # k0 and k1 of a.tar were met by two sets
+    record(path, "image", [("a.tar", "s", "empty")])  # as a resumed run does
+    assert len(recorded(path)) == 8
+    with pytest.raises(RunError, match="at most 2"):
+        test.bad("b.tar", "k2", "broken")
+
+
+def test_lines_that_are_none_of_ours_are_passed_over(tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text('[]\n{"url": 3}\n' + json.dumps(line("a.tar", ["k"], "x")) + "\n\x00\n")
+    assert recorded(path) == [] and count(path) == 0 and count(tmp_path / "none") == 0

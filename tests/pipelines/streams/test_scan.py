@@ -69,6 +69,20 @@ def test_what_cannot_be_used_is_named(members, key, cause):
     assert keys[:2] == ["a", "b"] and cause in problems[key]
 
 
+def test_what_costs_no_sample_is_told_apart():
+    members = [
+        ("x.txt", b"1"),
+        ("x.TXT", b"2"),
+        ("void.txt", b""),
+        ("a.note", b"late"),
+        ("README", b"hello"),
+    ]
+    entries, problems = scan_tar(io.BytesIO(tar([*GOOD, *members])), ("txt",))
+    assert [entry.key for entry in entries] == ["a", "b", "x"]
+    assert {problem.key for problem in problems if problem.lost} == {"void"}
+    assert {problem.key for problem in problems if not problem.lost} == {"x", "a", "README"}
+
+
 def test_links_devices_and_folders_are_never_followed():
     members = []
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):

@@ -167,7 +167,17 @@ def test_patterns(tmp_path, serve):
     assert storage.expand([both[1], "text-*.tar"], str(tmp_path)) == both[::-1]  # each once
     assert storage.expand("odd{name}/a.tar", str(tmp_path)) == [str(folder / "a.tar")]
     assert storage.expand("file://" + both[0]) == both[:1]
+    for odd in ("set[1]", "set{a,b}", "what?*"):  # as a root, and named in a pattern
+        write_texts(tmp_path / odd)
+        shards = [str(tmp_path / odd / f"text-train-00000{i}.tar") for i in range(2)]
+        for pattern in ("text-*.tar", "text-train-00000{0,1}.tar"):
+            assert storage.expand(pattern, str(tmp_path / odd)) == shards
+            assert storage.expand(f"{odd}/{pattern}", str(tmp_path)) == shards
     root = serve(Ranges)
+    odd_url = f"{root}/set[1]/text-train-00000"
+    assert storage.expand("text-train-{000000..000001}.tar", f"{root}/set[1]") == [
+        f"{odd_url}{i}.tar" for i in range(2)
+    ]
     url = f"{root}/text-train-000000.tar"
     assert storage.expand("text-train-000000.tar", root) == [url] == storage.expand(url, "/x")
     for pattern, problem in {
@@ -175,6 +185,14 @@ def test_patterns(tmp_path, serve):
         "text-train-00000x.tar": r"did you mean 'text-train-00000[01].tar'",
         f"{root}/*.tar": "cannot list",
         f"{root}/nothing.tar": "there is no file",
+        "t-{0..99999999999}.tar": "more than 100000 files",
+        "{a,b}" * 40: "more than 100000 files",
+        "{" * 3000 + "}" * 3000: "cannot be expanded",
+        "{0.." + "9" * 5000 + "}": "cannot be expanded",
+        "a\0b": "cannot be opened",
+        "a" * 5000: "cannot be opened",
+        "http://no host/x.tar": "cannot be read",
+        "s3:///x.tar": "cannot be read",
     }.items():
         with pytest.raises(UserError, match=problem):
             storage.expand(pattern, str(tmp_path))

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipelines.tuning.journal import Record
-from pipelines.tuning.search import Guided, Halving, Queue
+from pipelines.tuning.search import Guided, Halving, Queue, cause
 from tune_spaces.base import Context, find
 from uml_core import recipe
 
@@ -87,3 +87,21 @@ def test_guided_search_proposes_what_scores_and_goes_on_after_a_resume(tiny_reci
     later = [resumed.next() for _ in range(4)]
     assert [t and t.key for t in later] == ["trial-031", "trial-032", "trial-033", None]
     assert min(t.values["weight of the text loss"] for t in later[:3]) < 0.5
+
+
+def test_what_a_failed_trial_said_is_one_line():
+    """The traces are those that Tune keeps."""
+    known = """Traceback (most recent call last):
+  File "x.py", line 1, in f
+ray.exceptions.RayTaskError(RunError): ray::ImplicitFunc.train() (pid=1)
+    raise RunError("gone")
+uml_core.errors.RunError: a.tar has gone: put it back
+"""
+    died = """ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.
+\tclass_name: ImplicitFunc
+\tpid: 29954
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR
+"""
+    assert cause(known) == "a.tar has gone: put it back"
+    assert cause(died).startswith("ray.exceptions.ActorDiedError: The actor died unexpectedly")
+    assert cause(None) == cause("") == "the trial's process died"

@@ -8,6 +8,7 @@ from scipy import stats
 
 from uml_core.analysis.bootstrap import (
     bootstrap_mean,
+    independent_difference,
     mean_difference,
     percentile,
     permutation_null,
@@ -88,3 +89,19 @@ def test_resample_keeps_strata_and_subsample_is_exact():
     rows = subsample(1000, 10, 0)
     assert len(set(subsample(11, 10, 0))) == len(rows) == 10 and (np.diff(rows) > 0).all()
     assert rows.tolist() == subsample(1000, 10, 0).tolist() != subsample(1000, 10, 1).tolist()
+
+
+def test_a_difference_of_independent_means_has_the_spread_of_both():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(3, 2, 400), rng.normal(1, 1, 100)
+    found = independent_difference(a, b)
+    assert found.value == pytest.approx(a.mean() - b.mean())
+    half = 1.96 * np.sqrt(a.var() / 400 + b.var() / 100)
+    assert found.high - found.low == pytest.approx(2 * half, rel=0.1)
+    with pytest.raises(UserError, match="difference"):
+        independent_difference(a, b[:0])
+
+
+def test_draws_of_a_large_set_are_not_held_together():
+    draws = resample(10**6, 10**6, seed=0)
+    assert next(draws).shape == next(draws).shape == (10**6,)

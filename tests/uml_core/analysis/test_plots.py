@@ -32,23 +32,33 @@ def saved(figure, tmp_path):
     return figure.axes
 
 
-def test_alignment_bars_and_p_values(tmp_path):
+def test_alignment_dots_bars_and_p_values(tmp_path):
     found = [linear_cka(X, X, permutations=9), mutual_knn(X, X, k=3, permutations=9)]
-    axes = saved(plots.plot_alignment({"epoch 1": found}), tmp_path)[0]
-    assert [bar.get_height() for bar in axes.patches[:2]] == pytest.approx([1.0, 1.0])
-    assert [bar.get_height() for bar in axes.patches[2:]] == [a.null_high for a in found]
-    assert [t.get_text() for t in axes.texts] == ["p = 0.1", "p = 0.1"]
+    other = [linear_cka(X, X[::-1], permutations=9), mutual_knn(X, X[::-1], k=3, permutations=9)]
+    panels = saved(plots.plot_alignment({"epoch 1": found, "reversed": other}), tmp_path)
+    assert [axes.get_xlabel().split(" (")[0] for axes in panels] == ["linear CKA", "mutual kNN"]
+    for axes, first, second in zip(panels, found, other, strict=True):
+        assert list(axes.lines[0].get_xdata()) == [first.value, second.value]
+        assert [bar.get_width() for bar in axes.patches] == [first.null_high, second.null_high]
+        assert [t.get_text() for t in axes.texts] == [
+            f"p = {a.p_value:.2g}" for a in (first, second)
+        ]
+        assert list(axes.lines[0].get_ydata()) == list(axes.get_yticks())
+    assert [t.get_text() for t in panels[0].get_yticklabels()] == ["epoch 1", "reversed"]
 
 
 def test_margins_separability_and_ranks_name_their_arms(tmp_path):
     margins = {"uml": functional_margins(X, Y, HEAD), "alone": functional_margins(X, Y, -HEAD)}
-    axes = saved(plots.plot_margins(margins), tmp_path)[0]
-    labels = [t.get_text() for t in axes.get_legend().get_texts()]
+    figure = plots.plot_margins(margins)
+    saved(figure, tmp_path)
+    labels = [t.get_text() for t in figure.legends[0].get_texts()]
     assert labels[0].startswith(f"uml: mean {margins['uml'].mean.value:.3g}")
-    axes = saved(plots.plot_separability({"uml": separability(X, Y, repeats=5)}), tmp_path)
-    assert len(axes) == 2 and [t.get_text() for t in axes[0].get_xticklabels()] == ["uml"]
+    found = separability(X, Y, repeats=5)
+    axes = saved(plots.plot_separability({"uml": found}), tmp_path)
+    assert len(axes) == 2 and [t.get_text() for t in axes[0].get_yticklabels()] == ["uml"]
+    assert list(axes[0].lines[0].get_xdata()) == [found.silhouette.low, found.silhouette.high]
     axes = saved(plots.plot_ranks({"uml": effective_rank(X, repeats=5)}), tmp_path)[0]
-    assert axes.get_xticklabels()[0].get_text() == "uml\n60 x 6"
+    assert axes.get_yticklabels()[0].get_text() == "uml\n60 samples, 6 wide"
 
 
 def test_prototypes_are_centred_per_row(tmp_path):
@@ -70,9 +80,10 @@ def test_neurons_fall_and_show_the_baseline(tmp_path):
     found = multimodal_neurons(X, X + RNG.standard_normal(X.shape), X, X[::-1], Y % 2, repeats=20)
     axes = saved(plots.plot_neurons(found), tmp_path)[0]
     lines = [line for line in axes.lines if not line.get_label().startswith("_")]
-    assert [line.get_label().split(" (")[0] for line in lines] == ["all", "class 0", "class 1"]
+    labels = [line.get_label().split(" (")[0] for line in lines]
+    assert labels == ["all", "class 0", "class 1", "largest |r| before training"]
     assert (np.diff(lines[0].get_ydata()) <= 0).all()
-    dashed = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+    dashed = [float(y) for x in axes.lines if x.get_linestyle() == "--" for y in x.get_ydata()]
     assert found.overall.baseline in dashed
 
 

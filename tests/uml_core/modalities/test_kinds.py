@@ -79,6 +79,7 @@ CASES = [
     ("audio", {"sample_rate": 8000, "pool": False, "augment": "shift"}, "supervised"),
     ("audio", {"sample_rate": 11025, "stem": "patches", "normalise": "constants"}, "both"),
     ("sequence", {}, "both"),
+    ("sequence", {"patch": 4}, "both"),
     ("sequence", {"stem": "conv1d", "scale": "zscore"}, "supervised"),
     ("sequence", {"stem": "conv1d", "pool": False}, "supervised"),
     ("vector", {}, "both"),

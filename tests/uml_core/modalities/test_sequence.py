@@ -114,8 +114,12 @@ def test_headers_cannot_ask_for_more_than_there_is():
 
 def test_zip_bombs_are_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("uml_core.modalities.common.MAX_ARRAY_BYTES", 1000)
-    with pytest.raises(BadSample, match="larger than 1000 bytes"):
-        Sequence(Options()).decode(npz(x=np.zeros((500, 2))), "npz")
+    for data, suffix in (
+        (npz(x=np.zeros((500, 2))), "npz"),
+        (npy(np.zeros((251, 1), np.uint8)), "npy"),  # 1004 bytes as float32
+    ):
+        with pytest.raises(BadSample, match="the array takes more than"):
+            Sequence(Options()).decode(data, suffix)
 
 
 def test_dim_is_read_off_a_sample_and_contradictions_are_named():
@@ -164,3 +168,16 @@ def test_real_pen_traces(real_data: Path):
                 items.append(sequence.decode(archive.extractfile(member).read(), "npy"))
     assert len(items) == 600
     assert all(item.shape[1] == 3 and float(item.abs().max()) <= 1 for item in items)
+
+
+def test_groups_of_steps_are_tokens():
+    pen = Sequence(Options(dim=2, patch=3))
+    series = [torch.arange(2.0 * n).reshape(n, 2) for n in (7, 3, 2)]
+    x, mask = pen.collate(series)
+    # 7 steps are two groups and one left over, 2 steps are one group with a step of padding.
+    assert mask.tolist() == [[True, True], [True, False], [True, False]]
+    assert x[0].tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+    assert x[2].tolist() == [[0, 1, 2, 3, 0, 0], [0] * 6]
+    assert pen.stem(8, supervised=False).linear.weight.shape == (8, 6)
+    assert pen.decoder(8).weight.shape == (6, 8)
+    assert Sequence(Options(dim=2, patch=3, stem="conv1d")).collate(series)[0].shape == (3, 7, 2)
