@@ -149,7 +149,8 @@ def _comparison(parts: _Inputs) -> str:
         body = each[0]
     else:
         names = [answer.budget(entry).capitalize() for entry in entries]
-        body = [sections.by_shots(entries), *map(sections.group, names, each)]
+        rate = _present(insights.exchange(compare))
+        body = [sections.by_shots(entries), *rate, *map(sections.group, names, each)]
     seconds = compare.get("wall_seconds")
     if seconds is None:
         known = [e["wall_seconds"] for e in entries if e.get("wall_seconds") is not None]
@@ -162,7 +163,7 @@ def _comparison(parts: _Inputs) -> str:
         tiles=tiles,
         body=[
             *body,
-            *_present(insights.exchange(compare), insights.forecast(compare)),
+            *_present(insights.forecast(compare)),
             *_context(parts, seconds),
         ],
         explain=True,

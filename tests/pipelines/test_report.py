@@ -219,8 +219,10 @@ def test_an_exchange_rate_has_its_section(tmp_path, slope):
     rows = [(i, j, s, 30 + i + slope * j + 0.1 * s) for s in (0, 1) for i in (1, 2) for j in (0, 4)]
     found = exchange_rate(*zip(*rows, strict=True), words_per_sample=8.0)
     names = {"target": "image", "auxiliary": "text", "words_per_sample": 8.0}
-    result = compare(3.0) | {"exchange": names | found.to_json()}
-    fill(tmp_path, result, curves(result))
+    entries = [compare(3.0, shots=1), compare(3.0, shots=2)]
+    result = {"target": "image", "shots": [1, 2], "results": entries}
+    result["exchange"] = names | found.to_json()
+    fill(tmp_path, result, {"results": [curves(entry) for entry in entries]})
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "What is one image sample worth?" in text and found.sentence in text
     assert "One text sample has 8 words." in text

@@ -52,6 +52,11 @@ class LocalRate:
     auxiliary_slope: Estimate
     rate: Rate
 
+    @property
+    def harmful(self) -> bool:
+        """Whether more auxiliary samples lower the accuracy here: then there is no exchange."""
+        return self.auxiliary_slope.high < 0
+
 
 @dataclass(frozen=True)
 class ExchangeRate:
@@ -267,8 +272,10 @@ def _finding(
 
 
 def _reservation(r_squared: float, local: Sequence[LocalRate]) -> str:
-    rates = [cell.rate.value for cell in local if cell.rate.value is not None]
+    rates = [c.rate.value for c in local if c.rate.value is not None and not c.harmful]
     known = f"local rates are identifiable in {len(rates)} of {len(local)} cells"
     if rates:
         known += f", median {np.median(rates):.3g}, from {min(rates):.3g} to {max(rates):.3g}"
+    if harm := sum(cell.harmful for cell in local):
+        known += f"; in {harm} more auxiliary samples do harm"
     return f"The plane explains {100 * max(r_squared, 0):.0f} % of the grid; {known}."

@@ -200,10 +200,10 @@ def sentence(found: GradientSummary, pair: Pair, control: GradientSummary | None
     )
     if control is None or pair not in control.cosine:
         mean = found.cosine[pair]
-        return f"{text}; mean cosine {mean.value:.2f} ({_ends(mean)})."
+        return f"{text}; mean cosine {mean.value:.3f} ({_ends(mean)})."
     other = control.agreement[pair]
     text += f", the permuted control in {100 * other.value:.0f} % ({_share_ends(other)}). "
-    means = f"{found.cosine[pair].value:.2f} against {control.cosine[pair].value:.2f}"
+    means = f"{found.cosine[pair].value:.3f} against {control.cosine[pair].value:.3f}"
     a, b = found.cosines[pair], control.cosines[pair]
     if len(a) != len(b) or len(a) < 2:
         return f"{text}Mean cosine {means}."
@@ -214,7 +214,7 @@ def sentence(found: GradientSummary, pair: Pair, control: GradientSummary | None
         meaning = f"the meaning of {auxiliary} makes it pull less with {target}"
     else:
         meaning = f"no effect of what {auxiliary} means is seen in it"
-    return f"{text}Mean cosine {means}, difference {gap.value:+.2f} ({_ends(gap)}): {meaning}."
+    return f"{text}Mean cosine {means}, difference {gap.value:+.3f} ({_ends(gap)}): {meaning}."
 
 
 def _share_ends(share: Estimate) -> str:
@@ -223,7 +223,7 @@ def _share_ends(share: Estimate) -> str:
 
 
 def _ends(cosine: Estimate) -> str:
-    return f"95 % interval {cosine.low:+.2f} to {cosine.high:+.2f}"
+    return f"95 % interval {cosine.low:+.3f} to {cosine.high:+.3f}"
 
 
 def _flat_gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:

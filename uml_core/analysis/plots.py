@@ -256,7 +256,9 @@ def plot_local_rates(found: ExchangeRate, target: str = "image", auxiliary: str 
     for number, cell in enumerate(found.local):
         i, j = divmod(number, columns)
         rate, colour, text = cell.rate, GREY, "not identifiable"
-        if rate.value is not None:
+        if cell.harmful:
+            colour, text = COLOURS[1], f"more {auxiliary}\ndoes harm"
+        elif rate.value is not None:
             colour, text = COLOURS[0], f"{rate.value:.3g}\n{rate.low:.3g} to {rate.high:.3g}"
         axes.fill_between([j, j + 1], i, i + 1, color=colour, alpha=0.2, lw=0)
         axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", fontsize=8)

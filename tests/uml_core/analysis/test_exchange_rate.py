@@ -54,6 +54,14 @@ def test_local_rates_follow_curvature():
     assert "median 6, from 3 to 12" in found.sentence
 
 
+def test_cells_in_which_auxiliary_samples_do_harm_have_no_exchange():
+    """The first five help, the next five undo it."""
+    found = exchange_rate(*runs(lambda i, j: 3 * i + min(j, 10 - j)))
+    assert [cell.harmful for cell in found.local] == [False, True] * 3
+    assert "identifiable in 3 of 6 cells, median 3, from 3 to 3" in found.sentence
+    assert found.sentence.endswith("; in 3 more auxiliary samples do harm.")
+
+
 def test_local_slopes_are_those_of_the_middle_of_a_cell():
     found = exchange_rate(*runs(lambda i, j: 2 * i + j + 0.1 * i * j))
     cell = found.local[-1]  # 4 to 8 and 5 to 10

@@ -125,7 +125,7 @@ def test_the_sentence_weighs_the_cosine_against_the_control(control, said):
 def test_without_a_control_the_sentence_draws_no_conclusion():
     text = sentence(summarise([run_of(0.5, 0.3)]), AB)
     assert "over 2 steps of one run" in text and "meaning" not in text
-    assert "mean cosine 0.40 (95 % interval +0.30 to +0.50)" in text
+    assert "mean cosine 0.400 (95 % interval +0.300 to +0.500)" in text
 
 
 def test_ranks_add_up_before_anything_is_compared():
