@@ -77,5 +77,5 @@ def cluster_for(need: Need, out: Path) -> Iterator[Cluster]:
 
 
 def _sentence(finding: Finding) -> str:
-    fix = f". {finding.fix[0].upper()}{finding.fix[1:]}" if finding.fix else ""
+    fix = f" → {finding.fix}" if finding.fix else ""
     return f"{finding.name}: {finding.found}{fix}"
