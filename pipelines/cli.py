@@ -34,6 +34,7 @@ VERBS = {
     "evaluate": "probes, test sets and analyses of a finished run",
     "report": "write the HTML report of a finished run again",
     "theory": "the paper's theorems checked by number",
+    "doctor": "everything that must hold before a run, with what to do where it does not",
     "bench": "speed as ratios against ceilings in the same run",
 }
 

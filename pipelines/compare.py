@@ -44,12 +44,13 @@ from pipelines.running.dry_run import describe
 from pipelines.running.exchange import exchange_json
 from pipelines.running.folder import opened
 from pipelines.running.forecasting import forecast_json, foresee, is_quick
+from pipelines.running.preflight import preflight
 from pipelines.running.runtime import ray_session
 from pipelines.streams import quarantine
 from pipelines.tracking import PARENT, Tracker
 from uml_core.analysis.gradients import GradientReport
 from uml_core.arms import applicable, control_description
-from uml_core.comparison import conclude, curves
+from uml_core.comparison import conclude, curves, units_of
 from uml_core.language_trunk import check_weights
 from uml_core.specs import Recipe
 
@@ -81,7 +82,11 @@ def run(args: argparse.Namespace) -> int:
             print(f"forecast    {forecast_line(foresee(recipe, data, views))}")
         return 0
     # Too few samples anywhere is an error before the start.
-    found = foresee(recipe, data, make_all_rounds(recipe, data, None))
+    views = make_all_rounds(recipe, data, None)
+    units = len(units_of(recipe, arms, views[0].seed, views[0].shots))
+    together = -(-units // recipe.train.workers)
+    preflight(recipe, data, out, together=together, fits=units * len(views))
+    found = foresee(recipe, data, views)
     terminal.note(f"Forecast: {forecast_line(found)}")
     with opened(out, recipe, data) as environment:
         cohort = Cohort(

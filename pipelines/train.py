@@ -48,6 +48,7 @@ from pipelines.running.dry_run import describe
 from pipelines.running.feed import Feed, Loader
 from pipelines.running.folder import FREE_IN_A_RUN, opened
 from pipelines.running.jobs import limit_threads, run_job, take_part
+from pipelines.running.preflight import preflight
 from pipelines.running.runtime import ray_session
 from pipelines.running.watch import Watch
 from pipelines.streams import quarantine
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         print(describe(recipe, data))
         return 0
     make_round(recipe, data, seed, shots)
+    preflight(recipe, data, out)
     with opened(out, recipe, data, FREE_IN_A_RUN) as environment:
         job = Job(
             recipe,

@@ -17,6 +17,7 @@ from pipelines.files import disk_full
 from pipelines.running import checkpoints
 from pipelines.running.board import Listener, Reporter, failure_of, new_board
 from pipelines.running.runtime import TRAINER_CPUS
+from pipelines.streams.access import carried
 from uml_core.errors import RunError, UserError
 from uml_core.specs import TrainSpec
 
@@ -100,7 +101,7 @@ def _trainer(
     gpu = use_gpu(spec)
     resources = {"CPU": TRAINER_CPUS, **({"GPU": 1.0} if gpu else {})}
     return TorchTrainer(
-        loop,
+        carried(loop),
         train_loop_config=config,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(

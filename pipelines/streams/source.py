@@ -10,14 +10,15 @@ Nothing here imports torch: a read task needs numpy and pyarrow only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipelines.streams import access
 from pipelines.streams.plan import Plan
 from pipelines.streams.shards import Index, read_places
 from pipelines.streams.slow import report_to
@@ -264,6 +265,7 @@ class Places:
     plans: tuple[Plan, ...]
     places: tuple[Place, ...]
     place_of: tuple[int, ...]  # segment -> places
+    access: Mapping[str, str] = field(default_factory=access.settings, repr=False)  # holds keys
 
     def of(self, segment: int) -> Place:
         return self.places[self.place_of[segment]]
@@ -330,7 +332,9 @@ def _fetched(shared: Any) -> Any:
     """What all tasks of a stream share, fetched once per worker process."""
     import ray
 
-    return ray.get(shared)
+    found = ray.get(shared)
+    access.adopt((found if isinstance(found, Places) else found.places).access)
+    return found
 
 
 def _batch_cost(segment: Segment, rank: int, world: int, item_bytes: int) -> float:
