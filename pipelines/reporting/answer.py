@@ -74,8 +74,10 @@ def budget(compare: Compare) -> str:
     target, shots = compare["target"], compare["shots"]
     things = _THINGS.get(target, f"{target} samples")
     share = compare.get("label_fraction")
+    if shots is None and share:
+        return f"with labels for {100 * share:.3g} % of the {things}"
     if shots is None:
-        return f"with labels for {100 * share:.3g} % of the {things}" if share else "with all labelled data"
+        return "with all labelled data"
     if shots == 1:
         things = things.removesuffix("s")
     return f"at {shots} labelled {things} per class"
