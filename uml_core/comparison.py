@@ -125,10 +125,12 @@ def conclude(
     )
     accuracy = {arm: result["test_accuracy"] for arm, result in arms.items()}
     gain = paired_gain(accuracy["uml"], accuracy[baseline])
+    ssl = recipe.setting == "self_supervised"  # only its probe may see a share of the labels
     return {
         "target": recipe.target,
         "auxiliary": recipe.active[1:],
         "shots": shots,
+        "label_fraction": recipe.probe.label_fraction if ssl else None,
         "seeds": list(recipe.seeds),
         "arms": arms,
         "baseline": baseline,

@@ -72,9 +72,12 @@ def auxiliary(compare: Compare) -> str:
 def budget(compare: Compare) -> str:
     """``"at 8 labelled images per class"``."""
     target, shots = compare["target"], compare["shots"]
+    things = _THINGS.get(target, f"{target} samples")
+    share = compare.get("label_fraction")
+    if shots is None and share:
+        return f"with labels for {100 * share:.3g} % of the {things}"
     if shots is None:
         return "with all labelled data"
-    things = _THINGS.get(target, f"{target} samples")
     if shots == 1:
         things = things.removesuffix("s")
     return f"at {shots} labelled {things} per class"

@@ -72,6 +72,8 @@ def test_several_shot_counts_get_one_sentence():
         ({}, "Does unpaired text make the image model better at 8 labelled images per class?"),
         ({"shots": 1}, "unpaired text make the image model better at 1 labelled image per class?"),
         ({"shots": None}, "make the image model better with all labelled data?"),
+        ({"shots": None, "label_fraction": 0.1}, "better with labels for 10 % of the images?"),
+        ({"label_fraction": 0.1}, "better at 8 labelled images per class?"),
         ({"auxiliary": ["text", "audio", "pen"]}, "Does unpaired text, audio and pen make"),
         ({"auxiliary": []}, "Does unpaired data of other modalities make the image model"),
         ({"target": "scan"}, "make the scan model better at 8 labelled scan samples per class?"),
