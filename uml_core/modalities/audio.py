@@ -126,6 +126,8 @@ class Audio(Modality):
             shift = (2 * float(u[0]) - 1) * self.options.max_shift
         wave = self._wave(data, shift)
         power = self._mel(wave)
+        if not bool(torch.isfinite(power).all()):
+            raise BadSample("the clip is louder than 32-bit floats can tell")
         values = power.clamp(min=FLOOR).log()
         if self.options.normalise == "constants":
             return (values - LOG_MEAN) / LOG_STD
