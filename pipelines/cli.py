@@ -19,6 +19,7 @@ from importlib import resources
 from pathlib import Path
 from types import ModuleType
 
+from pipelines.files import disk_full
 from pipelines.reporting import terminal
 from uml_core import recipe, specs
 from uml_core.errors import RunError, UserError, near
@@ -33,6 +34,7 @@ VERBS = {
     "evaluate": "probes, test sets and analyses of a finished run",
     "report": "write the HTML report of a finished run again",
     "theory": "the paper's theorems checked by number",
+    "doctor": "everything that must hold before a run, with what to do where it does not",
     "bench": "speed as ratios against ceilings in the same run",
 }
 
@@ -55,9 +57,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as error:
         print(f"\nThe run failed: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\nInterrupted. {stop}".rstrip(), file=sys.stderr)
         return 130
+    except OSError as error:
+        if not disk_full(error):
+            raise
+        print(
+            f"\nThe run failed: the disk is full ({error}). What was written before is whole; make "
+            "space and run the same command with --resume where it has one",
+            file=sys.stderr,
+        )
+        return 1
 
 
 def usage() -> str:
@@ -154,6 +165,8 @@ def packaged() -> list[str]:
 def out_folder(args: argparse.Namespace, name: str, *, resume: bool = False) -> Path:
     """Where results go, not yet created. Raises UserError rather than touch an older run."""
     if args.out is None:
+        if resume:
+            raise UserError("--resume needs the --out folder of the job that it goes on with")
         return Path("runs", name, datetime.now().strftime("%Y%m%d-%H%M%S")).resolve()
     out = Path(args.out).resolve()
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -27,7 +27,7 @@ from typing import Any
 from pipelines import cli
 from pipelines.report import write_report
 from pipelines.reporting import plots, provenance, terminal
-from pipelines.reporting.answer import forecast_line, sentence
+from pipelines.reporting.answer import forecast_line, remarks, sentence
 from pipelines.reporting.samples import save_samples
 from pipelines.running.cohort import Cohort, Result, run_cohort, steps_of
 from pipelines.running.data import (
@@ -35,7 +35,6 @@ from pipelines.running.data import (
     make_round,
     num_classes,
     open_data,
-    record_left_out,
     resolved,
     rounds_of,
     sample_inputs,
@@ -43,13 +42,15 @@ from pipelines.running.data import (
 )
 from pipelines.running.dry_run import describe
 from pipelines.running.exchange import exchange_json
+from pipelines.running.folder import opened
 from pipelines.running.forecasting import forecast_json, foresee, is_quick
+from pipelines.running.preflight import preflight
 from pipelines.running.runtime import ray_session
 from pipelines.streams import quarantine
 from pipelines.tracking import PARENT, Tracker
 from uml_core.analysis.gradients import GradientReport
 from uml_core.arms import applicable, control_description
-from uml_core.comparison import conclude, curves
+from uml_core.comparison import conclude, curves, units_of
 from uml_core.language_trunk import check_weights
 from uml_core.specs import Recipe
 
@@ -81,39 +82,39 @@ def run(args: argparse.Namespace) -> int:
             print(f"forecast    {forecast_line(foresee(recipe, data, views))}")
         return 0
     # Too few samples anywhere is an error before the start.
-    found = foresee(recipe, data, make_all_rounds(recipe, data, None))
+    views = make_all_rounds(recipe, data, None)
+    units = len(units_of(recipe, arms, views[0].seed, views[0].shots))
+    together = -(-units // recipe.train.workers)
+    preflight(recipe, data, out, together=together, fits=units * len(views))
+    found = foresee(recipe, data, views)
     terminal.note(f"Forecast: {forecast_line(found)}")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    record_left_out(data, out)
-    cohort = Cohort(
-        recipe=recipe,
-        modalities=data.modalities,
-        num_classes=num_classes(recipe, data),
-        classes=data.classes,
-        rounds=make_all_rounds(recipe, data, out / "subsets"),
-        arms=arms,
-        test=data.test[recipe.target],
-        out=str(out),
-    )
-    with ray_session(recipe.train.workers, len(cohort.rounds[0].train)):
-        environment = provenance.environment(
-            data=provenance.data_facts(data.indices()),
-            placement={},
-            guards=data.guards,
-            quarantined=0,
+    with opened(out, recipe, data) as environment:
+        cohort = Cohort(
+            recipe=recipe,
+            modalities=data.modalities,
+            num_classes=num_classes(recipe, data),
+            classes=data.classes,
+            rounds=make_all_rounds(recipe, data, out / "subsets"),
+            arms=arms,
+            test=data.test[recipe.target],
+            out=str(out),
         )
-        with Tracker.open(out, recipe.name) as tracker:
+        with (
+            ray_session(recipe.train.workers, len(cohort.rounds[0].train)),
+            Tracker.open(out, recipe.name) as tracker,
+        ):
             _start_tracking(tracker, recipe, environment)
             with terminal.Progress(
                 f"{recipe.name}: {len(cohort.rounds)} rounds x {len(cohort.units(0))} fits",
                 steps_of(cohort),
             ) as progress:
-                results = run_cohort(cohort, progress)
+                results, restarts = run_cohort(cohort, progress)
             answer = _summarise(recipe, results)
             answer["forecast"] = forecast_json(found)
             answer |= {"exchange": rate} if (rate := exchange_json(recipe, data, results)) else {}
             answer["wall_seconds"] = round(time.monotonic() - began, 1)
+            answer["restarts"] = restarts
+            answer["quarantined"] = quarantine.count(out / quarantine.FILE)
             _write(out, recipe, data, results, answer, environment)
             _track(tracker, out, recipe, results, answer)
             where = tracker.where
@@ -121,6 +122,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(answer))
         return 0
     terminal.print_answer(answer)
+    for remark in remarks(answer):
+        terminal.note(remark)
     terminal.print_paths(
         {"report": out / "report.html", "numbers": out / "compare.json", "MLflow": where}
     )
@@ -159,7 +162,7 @@ def _write(
     environment = {
         **environment,
         "placement": {"workers": placement},
-        "quarantined": quarantine.count(out / quarantine.FILE),
+        "quarantined": answer["quarantined"],
     }
     write_json(out / "environment.json", environment)
     save_samples(out, sample_inputs(recipe, data))

@@ -22,6 +22,7 @@ import yaml
 from markupsafe import Markup
 
 from pipelines import cli, tracking
+from pipelines.files import write_text
 from pipelines.reporting import (
     answer,
     evaluation,
@@ -72,7 +73,7 @@ def write_report(out: Path, to: Path | None = None) -> Path:
     folder = Path(to or out)
     folder.mkdir(parents=True, exist_ok=True)
     path = (folder / NAME).resolve()
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 
@@ -248,7 +249,7 @@ def _context(parts: _Inputs, seconds: float | None) -> list[Section]:
     return [
         *shown,
         sections.checks(env.get("guards", {}), env.get("quarantined", 0)),
-        sections.conduct(env, seconds),
+        sections.conduct(env, seconds, answer.remarks(parts.result)),
         sections.recipe(parts.recipe),
         sections.versions(env),
     ]

@@ -29,6 +29,7 @@ from pipelines.reporting import provenance, terminal
 from pipelines.reporting.sweep_plots import save_frontier
 from pipelines.reporting.sweep_terminal import print_sweep
 from pipelines.running.data import write_json
+from pipelines.running.preflight import preflight
 from pipelines.running.runtime import ray_session
 from pipelines.tracking import PARENT, Tracker
 from pipelines.tuning.design import Design, design
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(describe(made))
         return 0
+    preflight(recipe, made.data, out, workers=recipe.sweep.workers, tunes=True)
     _begin(out, made)
     for warning in made.data.warnings:
         terminal.note(warning)

@@ -27,6 +27,7 @@ import numpy as np
 from rich.text import Text
 
 from pipelines import cli
+from pipelines.files import write_text
 from pipelines.reporting import terminal
 from uml_core.errors import UserError
 from uml_core.theory.checks import INSTANCES, run_checks
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     draw(example, curves, out / "theory.png")
     text = json.dumps(_plain(answer), indent=1, allow_nan=False)
-    (out / "theory.json").write_text(text + "\n", encoding="utf-8")
+    write_text(out / "theory.json", text + "\n")
     if args.json:
         print(text)
     else:

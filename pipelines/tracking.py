@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.files import append_line, write_text
 from pipelines.reporting import terminal
 from pipelines.reporting.mlflow_store import (
     MAX_METRICS,
@@ -55,10 +56,13 @@ class _Spool:
         self.path = path
         self._lock = threading.Lock()
         self._events: deque[dict[str, Any]] = deque()
+        self.trouble: OSError | None = None  # why events are kept in memory alone
         if path.is_file():
-            complete = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
+            lines = path.read_text().splitlines(True)
+            complete = [line for line in lines if line.endswith("\n")]
             self._events.extend(json.loads(line) for line in complete)
-            path.write_text("".join(complete))  # a line torn by a crash would spoil the next
+            if len(complete) < len(lines):  # torn by a crash: it would spoil the next
+                write_text(path, "".join(complete))
 
     def __len__(self) -> int:
         return len(self._events)
@@ -69,9 +73,11 @@ class _Spool:
 
     def append(self, event: dict[str, Any]) -> None:
         with self._lock:
-            with self.path.open("a") as file:
-                file.write(json.dumps(event) + "\n")
             self._events.append(event)
+            try:
+                append_line(self.path, json.dumps(event))
+            except OSError as error:
+                self.trouble = error
 
     def batch(self) -> list[dict[str, Any]]:
         """The first event, with the metrics of the same run that follow it directly."""
@@ -211,8 +217,9 @@ class Tracker:
         if self._num_refused:
             self._say(f"MLflow refused {self._num_refused} tracking events; they are lost.")
         if len(self._spool):
+            lost = "; the last of them are lost" if self._spool.trouble else ""
             self._say(
-                f"{len(self._spool)} tracking events wait in {self._spool.path}; "
+                f"{len(self._spool)} tracking events wait in {self._spool.path}{lost}; "
                 f"`uml report {self._store.out}` delivers them once MLflow is back."
             )
 
@@ -234,7 +241,10 @@ class Tracker:
     def _emit(self, kind: str, key: str, **content: Any) -> None:
         if key not in self._started:
             raise ValueError(f"run {key!r} was not started")
+        before = self._spool.trouble
         self._spool.append({"kind": kind, "run": key, "time": _now(), **content})
+        if before is None and self._spool.trouble is not None:
+            self._say(f"Tracking events are kept in memory only: {self._spool.trouble}.")
         with self._wake:
             self._wake.notify()
 

@@ -15,6 +15,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,22 @@ from typing import Any
 import ray
 import ray.train
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 
 from pipelines import cli
+from pipelines.files import append_line, replaced, write_text
 from pipelines.report import write_report
-from pipelines.reporting import provenance, terminal
+from pipelines.reporting import answer, provenance, terminal
 from pipelines.reporting.samples import save_samples
-from pipelines.running.board import Board, Listener, Reporter
+from pipelines.running import checkpoints
+from pipelines.running.board import Reporter
 from pipelines.running.data import (
     Data,
     Round,
     make_round,
     num_classes,
     open_data,
-    record_left_out,
     resolved,
     rounds_of,
     sample_inputs,
@@ -43,15 +46,18 @@ from pipelines.running.data import (
 )
 from pipelines.running.dry_run import describe
 from pipelines.running.feed import Feed, Loader
-from pipelines.running.jobs import limit_threads, run_workers
+from pipelines.running.folder import FREE_IN_A_RUN, opened
+from pipelines.running.jobs import limit_threads, run_job, take_part
+from pipelines.running.preflight import preflight
 from pipelines.running.runtime import ray_session
+from pipelines.running.watch import Watch
 from pipelines.streams import quarantine
 from pipelines.streams.shards import Index
 from pipelines.tracking import PARENT, Tracker
 from uml_core.adaptive import Adaptive, Next
 from uml_core.analysis.gradients import GradientReport
 from uml_core.arms import build_fit, head_source
-from uml_core.errors import RunError, UserError
+from uml_core.errors import UserError
 from uml_core.evaluation import Evaluate, classifier_accuracy, probe_accuracy, probe_test_accuracy
 from uml_core.language_trunk import check_weights
 from uml_core.loop import DataParallel, Fit, OneProcess, World, train
@@ -86,25 +92,20 @@ def run(args: argparse.Namespace) -> int:
         print(describe(recipe, data))
         return 0
     make_round(recipe, data, seed, shots)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-    record_left_out(data, out)
-    job = Job(
-        recipe,
-        data.modalities,
-        num_classes(recipe, data),
-        make_round(recipe, data, seed, shots, out / "subsets"),
-        data.test[recipe.target],
-        str(out),
-    )
-    with ray_session(recipe.train.workers, len(recipe.active)):
-        environment = provenance.environment(
-            data=provenance.data_facts(data.indices()),
-            placement={},
-            guards=data.guards,
-            quarantined=0,
+    preflight(recipe, data, out)
+    with opened(out, recipe, data, FREE_IN_A_RUN) as environment:
+        job = Job(
+            recipe,
+            data.modalities,
+            num_classes(recipe, data),
+            make_round(recipe, data, seed, shots, out / "subsets"),
+            data.test[recipe.target],
+            str(out),
         )
-        with Tracker.open(out, recipe.name) as tracker:
+        with (
+            ray_session(recipe.train.workers, len(recipe.active)),
+            Tracker.open(out, recipe.name) as tracker,
+        ):
             tracker.start(
                 PARENT, recipe.name, params=recipe.to_dict(), tags=provenance.tags(environment)
             )
@@ -132,20 +133,23 @@ class Job:
 
 def _train(job: Job, tracker: Tracker) -> dict[str, Any]:
     """Runs the workers, with progress and live metrics."""
-    board = Board.remote()  # type: ignore[attr-defined]
     spec = job.recipe.train
 
     def track(event: dict[str, Any]) -> None:
         tracker.log_metrics(PARENT, event["metrics"], event["step"])
 
-    with (
-        terminal.Progress(job.recipe.name, job.recipe.schedule().total, "steps") as progress,
-        Listener(board, lambda done: progress.update(round(done / spec.workers)), track),
-    ):
-        config = {"job": ray.put(job), "board": board}
-        metrics = run_workers(worker, config, spec, Path(job.out))
-    if "failed" in metrics:
-        raise RunError(metrics["failed"])
+    with terminal.Progress(job.recipe.name, job.recipe.schedule().total, "steps") as progress:
+        metrics, restarts = run_job(
+            worker,
+            job,
+            spec,
+            Path(job.out),
+            say=progress.say,
+            on_progress=lambda done: progress.update(round(done / spec.workers)),
+            on_event=track,
+        )
+    metrics["restarts"] = restarts
+    metrics["quarantined"] = quarantine.count(Path(job.out) / quarantine.FILE)
     return metrics
 
 
@@ -169,6 +173,8 @@ def _tell(args: argparse.Namespace, out: Path, metrics: dict[str, Any], where: s
         f"test accuracy of {metrics['target']}: {metrics['test_accuracy']:.2f} % "
         f"(validation {metrics['val_accuracy']:.2f} % at step {metrics['best_step']})"
     )
+    for remark in answer.remarks(metrics):
+        terminal.note(remark)
     terminal.print_paths(
         {"checkpoint": out / "checkpoint", "report": out / "report.html", "MLflow": where}
     )
@@ -178,17 +184,9 @@ def _tell(args: argparse.Namespace, out: Path, metrics: dict[str, Any], where: s
 # ------------------------------------------------------------------------------ the worker
 
 
-def worker(config: dict[str, Any]) -> dict[str, Any]:
+def worker(config: dict[str, Any]) -> Any:
     """`train_loop_per_worker`: streams -> loop -> checkpoints; rank 0 returns the metrics."""
-    rank = ray.train.get_context().get_world_rank()
-    member = Member(ray.get(config["job"]), Reporter(config["board"], rank))
-    try:
-        return member.run()
-    except (UserError, RunError) as error:
-        # Restarting the group would only meet the same error again.
-        return {"failed": str(error)}
-    finally:
-        member.close()
+    return take_part(config, Member)
 
 
 class Member:
@@ -199,10 +197,12 @@ class Member:
         self.job, self.recipe, self.reporter = job, job.recipe, reporter
         self.rank, self.size = context.get_world_rank(), context.get_world_size()
         self.part = (self.rank, self.size)
-        self.load = Loader(job.modalities, self.recipe.quarantine_budget, Path(job.out))
         self.device = ray.train.torch.get_device()
         if self.device.type == "cpu":
             limit_threads(context.get_local_world_size())
+        self.watch = Watch(reporter)
+        self.load = Loader(job.modalities, self.recipe.quarantine_budget, Path(job.out), self.watch)
+        self.feed: Feed | None = None
         world: World = DataParallel() if self.size > 1 else OneProcess()
         arm = "uml" if len(self.recipe.active) > 1 else "unimodal"
         if arm == "uml" and self.recipe.model.head_init != "random":
@@ -225,6 +225,7 @@ class Member:
             self.fit.schedule = self.schedule
         self.cursor: dict[str, int] = dict.fromkeys(self.recipe.active, 0)
         self.step = self._restore()
+        self.skipped = self.fit.skipped
         self.trace = Trace(Path(job.out), self.part, self.step) if self.recipe.trace else None
         policy, schedule = self.policy, self.schedule
         self.feed = Feed(
@@ -237,16 +238,22 @@ class Member:
             start=(0, policy.rewound(self.cursor) if policy else self.cursor),
             budget=self.recipe.quarantine_budget,
             out=Path(job.out),
+            watch=self.watch,
         )
+        if self.rank == 0:
+            reporter.began(self.step, "step")
 
     def close(self) -> None:
         """Ends the streams."""
-        self.feed.close()
+        self.watch.close()
+        if self.feed is not None:
+            self.feed.close()
 
     def run(self) -> dict[str, Any]:
         """Trains to the end and evaluates the best weights once on the test set."""
         next_batch: Next = self._next
         if self.policy is not None:
+            assert self.feed is not None
             self.policy.refill(self.feed.next, self.cursor)
             next_batch = self.policy.watch(self._next)
         train(
@@ -261,7 +268,7 @@ class Member:
         self.fit.restore_best()
         if self.rank == 0:
             self._save_best()
-        fit = self.fit
+        fit, places = self.fit, self._placements()
         return {
             "target": self.recipe.target,
             "shots": self.job.round.shots,
@@ -273,10 +280,12 @@ class Member:
             "skipped_updates": fit.skipped,
             **({"mix": self.policy.history} if self.policy else {}),
             "history": fit.history,
-            "placement": [self._placement()],
+            "wait_seconds": slowest(places),
+            "placement": places,
         }
 
     def _next(self, name: str) -> tuple[int, Batch]:
+        assert self.feed is not None
         number, batch = self.feed.next(name)
         self.cursor[name] = number + 1
         if self.trace is not None:
@@ -290,6 +299,13 @@ class Member:
         if self.rank == 0 and measured and measured[-1]["step"] == done - 1:
             report = GradientReport.from_json(measured[-1])
             self.reporter.post(step=report.step, metrics=report.metrics())
+        if self.fit.skipped > self.skipped and self.rank == 0:
+            self.skipped = self.fit.skipped
+            self.reporter.note(
+                f"An update at step {done} was left out, its loss or gradient was not finite "
+                f"(train.on_nan=skip); {self.skipped} so far.",
+                topic="skipped",
+            )
 
     # ---------------------------------------------------------------------- evaluation
 
@@ -304,8 +320,10 @@ class Member:
         def evaluate(fit: Fit) -> float:
             accuracy = inner(fit)
             if self.rank == 0:
-                step = self.step + 1
-                self.reporter.post(step=step, metrics={"val_accuracy": accuracy})
+                assert self.feed is not None
+                waits = {f"wait_seconds.{n}": s for n, s in self.feed.wait_seconds().items()}
+                metrics = {"val_accuracy": accuracy, "skipped_updates": fit.skipped, **waits}
+                self.reporter.post(step=self.step + 1, metrics=metrics)
             return accuracy
 
         if self.policy is None:
@@ -331,41 +349,53 @@ class Member:
 
     def _checkpoint(self, done: int) -> None:
         """Weights, optimiser, best weights, history and the data cursor, through Ray Train."""
-        checkpoint = None
-        metrics: dict[str, Any] = {"step": done, "val_accuracy": self.fit.best_accuracy}
         with tempfile.TemporaryDirectory(prefix="uml-checkpoint-") as folder:
             if self.rank == 0:
                 torch.save(self.fit.state_dict(), Path(folder) / "state.pt")
                 mix = self.policy and self.policy.state_dict()
                 position = {"step": done, "cursor": self.cursor, "mix": mix}
                 (Path(folder) / "cursor.json").write_text(json.dumps(position))
-                checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report(metrics, checkpoint=checkpoint)
+            checkpoints.save(
+                Path(folder) if self.rank == 0 else None,
+                Path(self.job.out),
+                done,
+                "step",
+                rank=self.rank,
+                ranks=1,
+                metrics={"step": done, "val_accuracy": self.fit.best_accuracy},
+            )
 
     def _restore(self) -> int:
-        """Takes up the last checkpoint, if there is one; returns the step to go on from."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
+        """Takes up the newest whole checkpoint, if there is one; returns the step to go on from."""
+        found, troubles = checkpoints.agreed(Path(self.job.out), self.rank)
+        for trouble in troubles:
+            self.reporter.note(trouble)
+        if found is None:
             return 0
-        with checkpoint.as_directory() as folder:
-            state = torch.load(
-                Path(folder) / "state.pt", map_location=self.device, weights_only=True
-            )
-            position = json.loads((Path(folder) / "cursor.json").read_text())
+        state = torch.load(found.path / "state.pt", map_location=self.device, weights_only=True)
         self.fit.load_state_dict(state)
+        position = json.loads((found.path / "cursor.json").read_text())
         self.cursor = position["cursor"]
         if self.policy is not None:
             self.policy.load_state_dict(position["mix"])
-        return int(position["step"])
+        return found.at
 
     def _save_best(self) -> None:
         folder = Path(self.job.out) / "checkpoint"
         folder.mkdir(exist_ok=True)
         weights = {k: v.contiguous() for k, v in self.fit.learner.state_dict().items()}
-        save_file(weights, folder / "model.safetensors")
-        (folder / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
+        with replaced(folder / "model.safetensors") as scratch:
+            save_file(weights, scratch)
+        write_text(folder / "recipe.yaml", self.recipe.to_yaml())
+
+    def _placements(self) -> list[dict[str, Any]]:
+        """What ran where, of every worker."""
+        places: list[Any] = [None] * self.size
+        dist.all_gather_object(places, self._placement())
+        return places
 
     def _placement(self) -> dict[str, Any]:
+        assert self.feed is not None
         return {
             "rank": self.rank,
             "node": ray.util.get_node_ip_address(),
@@ -373,6 +403,12 @@ class Member:
             "threads": torch.get_num_threads(),
             "wait_seconds": self.feed.wait_seconds(),
         }
+
+
+def slowest(places: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Modality -> seconds that the slowest worker waited for it since the group's start."""
+    names = {name for place in places for name in place["wait_seconds"]}
+    return {n: max(place["wait_seconds"].get(n, 0.0) for place in places) for n in sorted(names)}
 
 
 class Trace:
@@ -391,13 +427,12 @@ class Trace:
             if owner == rank or (rank == 0 and owner >= size):
                 lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
                 kept = [x for x in lines if x.endswith("\n") and json.loads(x)["step"] < step]
-                path.write_text("".join(kept), encoding="utf-8")
+                write_text(path, "".join(kept))
         self._path = folder / f"rank-{rank}.jsonl"
 
     def write(self, step: int, modality: str, keys: list[str]) -> None:
-        """Appends one line and flushes it."""
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "modality": modality, "keys": keys}) + "\n")
+        """Appends one line, whole or not at all."""
+        append_line(self._path, json.dumps({"step": step, "modality": modality, "keys": keys}))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipelines import cli
+from pipelines.files import write_text
 from pipelines.prepare import ensure_world
 from pipelines.reporting import terminal
 from pipelines.sources import guards, holdings
@@ -373,7 +374,7 @@ def _write(out: Path, findings: Findings) -> None:
         **findings.report,
     }
     text = json.dumps(content, indent=1)
-    (out / "verify.json").write_text(text + "\n", encoding="utf-8")
+    write_text(out / "verify.json", text + "\n")
 
 
 def _print(

@@ -107,6 +107,40 @@ def tiny_recipe(tiny_data: Path) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="session")
+def fault_recipe(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A traced run of 160 steps with a checkpoint every 20: long enough to be disturbed."""
+    path = tmp_path_factory.mktemp("faults") / "recipe.yaml"
+    path.write_text(f"""
+name: faults
+target: image
+shots: 4
+data_root: {tiny_data}
+modalities:
+  image: {{kind: image, train: image-train-*.tar, test: image-test-*.tar, size: 12}}
+  text: {{kind: text, train: text-train-*.tar, vocab: 64}}
+  wave: {{kind: sequence, train: wave-train-*.tar, ratio: 0.5}}
+model: {{width: 16, depth: 1, heads: 2}}
+train:
+  {{steps: 160, batch_size: 8, validate_every: 40, checkpoint_every: 20, workers: 2, device: cpu}}
+seeds: [0]
+trace: true
+""")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    ray_cluster: None, fault_recipe: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of `fault_recipe`'s run when nothing happens to it."""
+    from pipelines import cli
+
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    assert cli.main(["train", fault_recipe, "--out", str(out)]) == 0
+    return out
+
+
 @pytest.fixture
 def write_recipe(tmp_path: Path) -> Callable[[dict[str, Any]], str]:
     """Writes a recipe given as plain types; returns its path."""

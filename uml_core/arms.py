@@ -34,8 +34,8 @@ def applicable(recipe: Recipe) -> list[str]:
     """The arms of this recipe's comparison. Raises UserError when one asked for cannot run."""
     if len(recipe.active) < 2:
         raise UserError(
-            "compare needs at least one auxiliary modality with a ratio above 0; this recipe "
-            f"trains {recipe.target} alone"
+            "compare needs at least one auxiliary modality with ratio and weight above 0; this "
+            f"recipe trains {recipe.target} alone"
         )
     if recipe.adaptive:
         raise UserError(

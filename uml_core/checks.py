@@ -187,7 +187,7 @@ def _check_model(recipe: Recipe, names: Collection[str], problems: list[str]) ->
     elif source not in names:
         problems.append(f"model.head_init: no modality '{source}'{near(source, names)}")
     elif source in recipe.modalities and source not in recipe.active:
-        problems.append(f"model.head_init: {source} is not in use, its ratio is 0")
+        problems.append(f"model.head_init: {source} is not in use, its ratio or weight is 0")
     if recipe.setting == "self_supervised":
         problems.append("model.head_init: the self-supervised setting has no classifier")
 
@@ -206,6 +206,12 @@ def _check_train(recipe: Recipe, names: Collection[str], problems: list[str]) ->
         problems.append(f"train.warmup.modality: no modality '{train.warmup.modality}'{hint}")
     if (train.warmup.steps is None) == (train.warmup.epochs is None):
         problems.append("train.warmup: give either steps or epochs")
+    spec = recipe.modalities.get(train.warmup.modality)
+    if spec is not None and spec.weight == 0:
+        problems.append(
+            f"train.warmup.modality: the weight of {train.warmup.modality} is 0, its steps would "
+            "train nothing"
+        )
     problems.extend(warmup_problems(recipe))
 
 
@@ -243,6 +249,8 @@ def _check_modality(recipe: Recipe, name: str, spec: ModalitySpec, problems: lis
     if spec.weight < 0:
         problems.append(f"{where}.weight: cannot be negative")
     counts = spec.shots if isinstance(spec.shots, list) else [spec.shots]
+    if spec.weight == 0 and spec.ratio == "adaptive":
+        problems.append(f"{where}.weight: 0 leaves an adaptive ratio nothing to learn from")
     if spec.shots == "average":
         if spec.kind != "vector":
             problems.append(f"{where}.shots: only samples of kind vector have an average")

@@ -112,6 +112,12 @@ def conclude(
             "best_step": [o.best_step for o in kept],
             "chosen": points[point],
             "grid_size": len(points),
+            "skipped_updates": [o.skipped for o in kept],
+            "diverged": [
+                {"setting": points[o.unit.point], "seed": o.unit.seed, "step": o.diverged_at}
+                for o in outcomes
+                if o.unit.arm == arm and o.diverged_at is not None
+            ],
         }
     baseline = max(
         (arm for arm in arms if arm in UNIMODAL),
@@ -119,10 +125,12 @@ def conclude(
     )
     accuracy = {arm: result["test_accuracy"] for arm, result in arms.items()}
     gain = paired_gain(accuracy["uml"], accuracy[baseline])
+    ssl = recipe.setting == "self_supervised"  # only its probe may see a share of the labels
     return {
         "target": recipe.target,
         "auxiliary": recipe.active[1:],
         "shots": shots,
+        "label_fraction": recipe.probe.label_fraction if ssl else None,
         "seeds": list(recipe.seeds),
         "arms": arms,
         "baseline": baseline,

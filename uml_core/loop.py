@@ -29,6 +29,8 @@ from uml_core.modalities.common import unpad
 from uml_core.schedule import Schedule
 from uml_core.specs import TrainSpec
 
+MOST_SKIPPED = 100  # updates left out one after the other: then nothing is learnt any more
+
 View = Callable[[Batch, int], Batch]  # what an arm sees of a batch: (batch, its number) -> batch
 
 
@@ -140,6 +142,7 @@ class Fit:
         self.best_weights: dict[str, Tensor] | None = None
         self.waited = 0  # validations since the last gain
         self.skipped = 0  # updates left out for a non-finite loss or gradient (on_nan: skip)
+        self.skipped_in_a_row = 0
         self.diverged_at: int | None = None
         self.stopped = False
         self.history: dict[str, list[Any]] = {
@@ -221,12 +224,24 @@ class Fit:
         means = self.world.total(shares.detach()).tolist()
         if self._finite(means):
             self.optimizer.step()
+            self.skipped_in_a_row = 0
             for (name, *_), mean in zip(part, means, strict=True):
                 total, count = self.loss_sums.get(name, (0.0, 0))
                 self.loss_sums[name] = (total + mean, count + 1)
-        elif self.spec.on_nan == "skip":
+        elif self.spec.on_nan == "skip" and self.skipped_in_a_row + 1 < MOST_SKIPPED:
             self.skipped += 1
+            self.skipped_in_a_row += 1
         else:
+            self.diverged_at, self.stopped = step, True
+
+    def check_weights(self, step: int) -> None:
+        """Counts the fit as diverged where a weight is not finite.
+
+        Without clipping a gradient may overflow though its loss did not. The next loss shows it,
+        but weights that are validated or saved before would pass for good ones.
+        """
+        finite = torch.stack([p.detach().isfinite().all() for p in self.parameters])
+        if not self.stopped and not finite.all():
             self.diverged_at, self.stopped = step, True
 
     def _finite(self, means: Sequence[float]) -> bool:
@@ -278,6 +293,7 @@ class Fit:
         "best_step",
         "waited",
         "skipped",
+        "skipped_in_a_row",
         "diverged_at",
         "stopped",
         "history",
@@ -325,7 +341,12 @@ def train(
     Raises RunError when every fit diverged.
     """
     spec = fits[0].spec
-    streams = {fit.sources.get(name, name): name for fit in fits for name in fit.modalities}
+    streams = {
+        fit.sources.get(name, name): name
+        for fit in fits
+        for name in fit.modalities
+        if fit.weights.get(name, 1.0) > 0
+    }
     for fit in fits:
         fit.learner.train()
     for step in range(start, schedule.total):
@@ -339,13 +360,20 @@ def train(
         }
         for fit in fits:
             fit.step(batches, step)
-        _raise_if_all_diverged(fits)
         done = step + 1
         target_steps = done - schedule.lead
-        if done == schedule.total or (target_steps > 0 and target_steps % spec.validate_every == 0):
+        validating = done == schedule.total or (
+            target_steps > 0 and target_steps % spec.validate_every == 0
+        )
+        saving = checkpoint is not None and done % spec.checkpoint_every == 0
+        if validating or saving:
+            for fit in fits:
+                fit.check_weights(step)
+        _raise_if_all_diverged(fits)
+        if validating:
             validate(fits, done, evaluate)
         over = done == schedule.total or all(fit.stopped for fit in fits)
-        if checkpoint is not None and (over or done % spec.checkpoint_every == 0):
+        if checkpoint is not None and (over or saving):
             checkpoint(done)
         if progress is not None:
             progress(done)
@@ -354,9 +382,15 @@ def train(
 def _raise_if_all_diverged(fits: Sequence[Fit]) -> None:
     steps = [fit.diverged_at for fit in fits if fit.diverged_at is not None]
     if len(steps) == len(fits):
+        skipping = fits[0].spec.on_nan == "skip"
+        what = (
+            f"was non-finite {MOST_SKIPPED} times in a row, the last at"
+            if skipping
+            else ("became non-finite at")
+        )
+        remedy = "" if skipping else ", or let such updates be left out by train.on_nan=skip"
         raise RunError(
-            f"the loss became non-finite at step {max(steps)}: lower train.lr, set "
-            "train.clip=1.0, or let such updates be left out by train.on_nan=skip"
+            f"the loss {what} step {max(steps)}: lower train.lr, set train.clip=1.0{remedy}"
         )
 
 

@@ -215,12 +215,13 @@ class Recipe:
 
     @property
     def active(self) -> list[str]:
-        """The target and the auxiliaries that the schedule takes at all."""
+        """The target and the auxiliaries that are trained on at all: ratio and weight above 0."""
         warmup = self.train.warmup.modality if self.train.warmup else None
         used = [
             name
             for name in self.auxiliaries
-            if name == warmup or any(r > 0 for _, r in pieces(self.modalities[name].ratio))
+            if self.modalities[name].weight > 0
+            and (name == warmup or any(r > 0 for _, r in pieces(self.modalities[name].ratio)))
         ]
         return [self.target, *used]
 

@@ -72,9 +72,12 @@ def auxiliary(compare: Compare) -> str:
 def budget(compare: Compare) -> str:
     """``"at 8 labelled images per class"``."""
     target, shots = compare["target"], compare["shots"]
+    things = _THINGS.get(target, f"{target} samples")
+    share = compare.get("label_fraction")
+    if shots is None and share:
+        return f"with labels for {100 * share:.3g} % of the {things}"
     if shots is None:
         return "with all labelled data"
-    things = _THINGS.get(target, f"{target} samples")
     if shots == 1:
         things = things.removesuffix("s")
     return f"at {shots} labelled {things} per class"
@@ -204,3 +207,35 @@ def _shots(entries: Sequence[Compare]) -> list[str]:
 
 def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def remarks(facts: Mapping[str, Any]) -> list[str]:
+    """What a person should know of how a run (metrics.json) or a comparison went."""
+    found = []
+    if facts.get("skipped_updates"):
+        found.append(_skipped(facts["skipped_updates"]))
+    for entry in results(facts) if "arms" in facts or "results" in facts else ():
+        for arm, of in entry["arms"].items():
+            skipped = sum(of.get("skipped_updates", ()))
+            if skipped:
+                found.append(f"{arm_name(arm)}: {_skipped(skipped)}")
+            for fit in of.get("diverged", ()):
+                setting = ", ".join(f"{k}={v:g}" for k, v in fit["setting"].items())
+                found.append(
+                    f"{arm_name(arm)}{f' with {setting}' if setting else ''}: seed {fit['seed']} "
+                    f"diverged at step {fit['step']}; such a setting is chosen only where no other "
+                    "is left"
+                )
+    if facts.get("quarantined"):
+        count = facts["quarantined"]
+        samples = "1 sample" if count == 1 else f"{count} samples"
+        found.append(f"{samples} could not be used; see quarantine.jsonl")
+    if facts.get("restarts"):
+        times = "once" if facts["restarts"] == 1 else f"{facts['restarts']} times"
+        found.append(f"the worker group had to be started again {times}; nothing is lost by that")
+    return found
+
+
+def _skipped(count: int) -> str:
+    updates = "1 update was" if count == 1 else f"{count} updates were"
+    return f"{updates} left out, loss or gradient was not finite (train.on_nan=skip)"

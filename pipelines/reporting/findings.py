@@ -224,7 +224,7 @@ def _separability(suite: Suite) -> Finding | None:
         f"The silhouette is {_estimate(after.silhouette)} after training and "
         f"{_short(before.silhouette.value)} before; the Davies-Bouldin index is "
         f"{_estimate(after.davies_bouldin)} and {before.davies_bouldin.value:.3g}.",
-        "The silhouette runs from -1 to 1: near 1 every class is a tight group far from the "
+        "The silhouette runs from −1 to 1: near 1 every class is a tight group far from the "
         "others, around 0 groups overlap, below 0 samples lie nearer to another class than to "
         "their own. The Davies-Bouldin index compares the width of groups with their distance: "
         "small is good.",
@@ -389,7 +389,8 @@ def _short(value: float) -> str:
 
 
 def _percent(found: Estimate) -> str:
-    return f"{100 * found.value:.0f} % ({100 * found.low:.0f} to {100 * found.high:.0f})"
+    ends = "" if found.low == found.high else f" ({100 * found.low:.0f} to {100 * found.high:.0f})"
+    return f"{100 * found.value:.0f} %{ends}"
 
 
 def _gain(gain: Gain, unit: str, *, sign: bool = False) -> str:

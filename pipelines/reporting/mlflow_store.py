@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from pipelines.files import write_text
+
 PARENT = ""  # the key of the parent run; children have any other key
 STATE = "tracking.json"
 RUN_TAG = "uml.run"
@@ -71,9 +73,7 @@ def read_state(out: Path) -> dict[str, Any]:
 
 
 def _write_state(out: Path, state: Mapping[str, Any]) -> None:
-    draft = Path(out) / f"{STATE}.part"
-    draft.write_text(json.dumps(state, indent=1) + "\n")
-    draft.replace(Path(out) / STATE)
+    write_text(Path(out) / STATE, json.dumps(state, indent=1) + "\n")
 
 
 class RefusedError(Exception):

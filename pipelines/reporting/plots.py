@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pipelines.files import replaced
 from pipelines.reporting import answer
 from uml_core.analysis.arms import ArmGeometry
 from uml_core.few_shot import FewShotCurve
@@ -94,7 +95,8 @@ def save_comparison(compare: answer.Compare, path: Path) -> None:
             left.legend(frameon=False, fontsize=9)
             right.legend(frameon=False, fontsize=9)
         fig.suptitle(answer.question(compare), fontsize=12, x=0.01, ha="left")
-        fig.savefig(path, dpi=150)
+        with replaced(path) as scratch:
+            fig.savefig(scratch, format="png", dpi=150)
 
 
 def shots_charts(entries: Sequence[answer.Compare]) -> list[str]:

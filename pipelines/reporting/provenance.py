@@ -79,12 +79,12 @@ def host() -> dict[str, Any]:
     return {
         "platform": f"{platform.system()} {platform.machine()}",
         "cores": cores,
-        "memory_gb": round(_memory_bytes() / 2**30, 1),
+        "memory_gb": round(memory_bytes() / 2**30, 1),
         "gpus": _gpu_names(),
     }
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
     """Physical memory, or a container's smaller limit."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")

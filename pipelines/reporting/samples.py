@@ -19,6 +19,8 @@ import soundfile
 from matplotlib.figure import Figure
 from PIL import Image
 
+from pipelines.files import write_text
+
 FOLDER = "samples"
 _PER_MODALITY = 6
 _SIDE = 168  # pixels of a picture's longer side
@@ -47,7 +49,7 @@ def save_samples(out: Path, samples: Mapping[str, Iterable[Sample]]) -> None:
                 continue
             entries.append({"class": class_name, **entry})
     text = json.dumps(shown, indent=1, ensure_ascii=False)
-    (folder / "samples.json").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "samples.json", text + "\n")
 
 
 def _show(payload: bytes, suffix: str, path: Path) -> dict[str, str]:

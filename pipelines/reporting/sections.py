@@ -272,8 +272,8 @@ def checks(guards: Mapping[str, Any], quarantined: int) -> Section:
     return Section("Checks on the data", fill("checks", rows=rows, warnings=warnings))
 
 
-def conduct(env: Mapping[str, Any], seconds: float | None) -> Section:
-    """What ran where, on which data, and for how long."""
+def conduct(env: Mapping[str, Any], seconds: float | None, remarks: Sequence[str] = ()) -> Section:
+    """What ran where, on which data, for how long, and what went wrong on the way."""
     host = env.get("host", {})
     rows = []
     if seconds is not None:
@@ -285,7 +285,7 @@ def conduct(env: Mapping[str, Any], seconds: float | None) -> Section:
     rows += _rows({"forecast": env["forecast"]} if env.get("forecast") else {})
     placement = dict(env.get("placement") or {})
     workers = placement.pop("workers", [])
-    html = fill("facts", rows=rows + _rows(placement))
+    html = fill("checks", rows=rows + _rows(placement), warnings=remarks)
     if workers:
         html += fill("table", caption="Workers", **_columns(workers))
     data = [

@@ -22,15 +22,18 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
+from pipelines.files import replaced, write_text
 from pipelines.reporting.terminal import Progress
-from pipelines.running.board import Board, Listener, Reporter
+from pipelines.running import checkpoints
+from pipelines.running.board import Reporter
 from pipelines.running.data import Round, analysed, fewer
 from pipelines.running.feed import Feed, Loader
-from pipelines.running.jobs import limit_threads, run_workers
+from pipelines.running.jobs import limit_threads, run_job, take_part
+from pipelines.running.watch import Watch
 from pipelines.streams.shards import Index
 from uml_core.arms import UNIMODAL, build_fit
 from uml_core.comparison import Outcome, Unit, choose, share, units_of
-from uml_core.errors import RunError, UserError
+from uml_core.errors import RunError
 from uml_core.evaluation import Evaluate, classifier_accuracy, probe_accuracy, probe_test_accuracy
 from uml_core.loop import DataParallel, Fit, OneProcess, World, accuracy, train
 from uml_core.modalities import Modality
@@ -84,31 +87,24 @@ def steps_of(cohort: Cohort) -> int:
     return sum(len(cohort.units(i)) for i in range(len(cohort.rounds))) * total
 
 
-def run_cohort(cohort: Cohort, progress: Progress) -> list[Result]:
-    """Runs the worker group from the driver; one Result per number of shots."""
-    board = Board.remote()  # type: ignore[attr-defined]
-    config = {"cohort": ray.put(cohort), "board": board}
-    with Listener(board, lambda done: progress.update(round(done)), lambda _: None):
-        answer = run_workers(worker, config, cohort.recipe.train, Path(cohort.out), keep=1)
-    if "failed" in answer:
-        raise RunError(answer["failed"])
-    return answer["results"]
+def run_cohort(cohort: Cohort, progress: Progress) -> tuple[list[Result], int]:
+    """Runs the worker group from the driver; (one Result per number of shots, restarts)."""
+    return run_job(
+        worker,
+        cohort,
+        cohort.recipe.train,
+        Path(cohort.out),
+        say=progress.say,
+        on_progress=lambda done: progress.update(round(done)),
+    )
 
 
 # ------------------------------------------------------------------------------ the worker
 
 
-def worker(config: dict[str, Any]) -> dict[str, Any]:
+def worker(config: dict[str, Any]) -> Any:
     """`train_loop_per_worker` of a comparison. Rank 0's return value reaches the driver."""
-    cohort: Cohort = ray.get(config["cohort"])
-    member = Member(cohort, Reporter(config["board"], ray.train.get_context().get_world_rank()))
-    try:
-        return member.run()
-    except (UserError, RunError) as error:
-        # Restarting the group would only meet the same error again.
-        return {"failed": str(error)}
-    finally:
-        member.close()
+    return take_part(config, Member)
 
 
 class Member:
@@ -124,18 +120,21 @@ class Member:
         self.split = self.recipe.compare.parallel == "data" and self.size > 1
         self.world: World = DataParallel() if self.split else OneProcess()
         self.part = (self.rank, self.size) if self.split else (0, 1)
-        self.load = Loader(cohort.modalities, self.recipe.quarantine_budget, Path(cohort.out))
+        self.out = Path(cohort.out)
         self.folder = Path(tempfile.mkdtemp(prefix="uml-round-"))
+        self.watch = Watch(reporter)
+        self.load = Loader(cohort.modalities, self.recipe.quarantine_budget, self.out, self.watch)
         self.feed: Feed | None = None
         self.done_steps = 0
 
     def close(self) -> None:
         """Ends the streams and removes the local copies."""
+        self.watch.close()
         if self.feed is not None:
             self.feed.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> list[Result]:
         """All rounds that are not in the last checkpoint, then the choice and the test set."""
         first = self._take_over()
         total = self.recipe.schedule().total
@@ -150,12 +149,15 @@ class Member:
             part=self.part,
             start=(first, {}),
             budget=self.recipe.quarantine_budget,
-            out=Path(self.cohort.out),
+            out=self.out,
+            watch=self.watch,
         )
+        if self.rank == 0:
+            self.reporter.began(first, "round")
         for number in range(first, len(self.cohort.rounds)):
             self._round(number)
             self._report(number)
-        return {"results": self._finish()}
+        return self._finish()
 
     # ------------------------------------------------------------------------- a round
 
@@ -238,49 +240,52 @@ class Member:
 
     def _report(self, number: int) -> None:
         """Checkpoints all rounds up to this one; a barrier over the workers."""
-        copy = Path(tempfile.mkdtemp(prefix="uml-checkpoint-"))
-        shutil.copytree(self.folder, copy, dirs_exist_ok=True)
-        if self.rank == 0:
-            (copy / "rounds.json").write_text(json.dumps({"finished": number + 1}))
-        checkpoint = ray.train.Checkpoint.from_directory(str(copy))
-        ray.train.report({"round": number + 1}, checkpoint=checkpoint)
-        shutil.rmtree(copy, ignore_errors=True)
+        checkpoints.save(
+            self.folder,
+            self.out,
+            number + 1,
+            "round",
+            rank=self.rank,
+            ranks=self.size,
+            metrics={"round": number + 1},
+        )
 
     def _take_over(self) -> int:
         """Rounds finished by an earlier group; rank 0 keeps carrying their files."""
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
+        found, troubles = checkpoints.agreed(self.out, self.rank)
+        for trouble in troubles:
+            self.reporter.note(trouble)
+        if found is None:
             return 0
-        with checkpoint.as_directory() as folder:
-            finished = json.loads((Path(folder) / "rounds.json").read_text())["finished"]
-            if self.rank == 0:
-                shutil.copytree(folder, self.folder, dirs_exist_ok=True)
-        return int(finished)
+        if self.rank == 0:
+            shutil.copytree(found.path, self.folder, dirs_exist_ok=True)
+        return found.at
 
     # ------------------------------------------------------------------------ the test
 
     def _finish(self) -> list[Result]:
         """Chooses per arm on validation and reads the test set once, fits shared by workers."""
-        checkpoint = ray.train.get_checkpoint()
+        dist.barrier()  # until the files of all workers are in the last checkpoint
+        checkpoint, _ = checkpoints.agreed(self.out, self.rank)
         assert checkpoint is not None
-        with checkpoint.as_directory() as folder:
-            outcomes = _read_outcomes(Path(folder))
-            chosen = _choices([o for _, o in outcomes])
-            jobs = [
-                (number, at, Unit(arm, point, at.seed, at.shots, few))
-                for number, at in enumerate(self.cohort.rounds)
-                for (shots, few), points in chosen.items()
-                for arm, point in points.items()
-                if shots == at.shots
-            ]
-            mine: dict[Unit, float] = {}
-            test = self.load(self.cohort.test, self.recipe.target)
-            for number, at, unit in jobs[self.rank :: self.size]:
-                weights = Path(folder) / f"{_file_name(number, unit)}.safetensors"
-                mine[unit] = self._test(unit, at, weights, test)
-            if self.rank == 0:
-                self._save_model(Path(folder), outcomes, chosen)
-                self._save_arms(Path(folder), chosen)
+        folder = checkpoint.path
+        outcomes = _read_outcomes(folder)
+        chosen = _choices([o for _, o in outcomes])
+        jobs = [
+            (number, at, Unit(arm, point, at.seed, at.shots, few))
+            for number, at in enumerate(self.cohort.rounds)
+            for (shots, few), points in chosen.items()
+            for arm, point in points.items()
+            if shots == at.shots
+        ]
+        mine: dict[Unit, float] = {}
+        test = self.load(self.cohort.test, self.recipe.target)
+        for number, at, unit in jobs[self.rank :: self.size]:
+            weights = folder / f"{_file_name(number, unit)}.safetensors"
+            mine[unit] = self._test(unit, at, weights, test)
+        if self.rank == 0:
+            self._save_model(folder, outcomes, chosen)
+            self._save_arms(folder, chosen)
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, (mine, self._placement()))
         tested = {unit: value for part, _ in gathered for unit, value in part.items()}
@@ -313,6 +318,11 @@ class Member:
 
     def _test(self, unit: Unit, at: Round, weights: Path, test: Sequence[Batch]) -> float:
         """Test accuracy in percent of one chosen fit."""
+        if not weights.is_file():
+            raise RunError(
+                f"{unit.arm} with seed {unit.seed} diverged before its first validation: lower "
+                "train.lr or the grid's, or set train.clip=1.0"
+            )
         fit = self._build(unit, at)
         fit.learner.load_state_dict(load_file(weights), strict=False)
         fit.learner.eval()
@@ -340,13 +350,14 @@ class Member:
             and outcome.unit.point == chosen[shots, None]["uml"]
         ]
         _, name = max(candidates, key=lambda pair: pair[0])
-        model = Path(self.cohort.out) / "model"
+        model = self.out / "model"
         model.mkdir(exist_ok=True)
-        weights = load_file(folder / f"{name}.safetensors")
-        save_file(target_path(weights, self.recipe.target), model / "model.safetensors")
-        (model / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
+        weights = target_path(load_file(folder / f"{name}.safetensors"), self.recipe.target)
+        with replaced(model / "model.safetensors") as scratch:
+            save_file(weights, scratch)
+        write_text(model / "recipe.yaml", self.recipe.to_yaml())
         names = json.dumps(list(self.cohort.classes), ensure_ascii=False, indent=1)
-        (model / "classes.json").write_text(names + "\n", encoding="utf-8")
+        write_text(model / "classes.json", names + "\n")
 
     def _save_arms(self, folder: Path, chosen: dict[Budget, dict[str, int]]) -> None:
         """The chosen fits at the most shots for `uml evaluate`, of every seed where that is little.
@@ -365,9 +376,10 @@ class Member:
         many = sum(path.stat().st_size for path in files.values()) > ARMS_BYTES
         for (seed, arm), path in files.items():
             if seed == first or not many:
-                to = Path(self.cohort.out) / ARMS / f"{arm}-seed{seed}.safetensors"
+                to = self.out / ARMS / f"{arm}-seed{seed}.safetensors"
                 to.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, to)
+                with replaced(to) as scratch:
+                    shutil.copyfile(path, scratch)
 
     def _placement(self) -> dict[str, Any]:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
@@ -405,8 +417,6 @@ def _file_name(number: int, unit: Unit) -> str:
 def _read_outcomes(folder: Path) -> list[tuple[str, Outcome]]:
     out = []
     for path in sorted(folder.glob("round*.json")):
-        if path.name == "rounds.json":
-            continue
         raw = json.loads(path.read_text())
         raw["unit"] = Unit(**raw["unit"])
         out.append((path.stem, Outcome(**raw)))

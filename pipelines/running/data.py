@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.files import write_text
 from pipelines.running.class_means import class_means, first_of_class
 from pipelines.sources import guards
 from pipelines.streams import quarantine
@@ -405,5 +406,5 @@ def sample_inputs(recipe: Recipe, data: Data) -> dict[str, list[tuple[bytes, str
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a result file."""
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    """Writes a result file, whole or not at all."""
+    write_text(path, json.dumps(content, indent=1))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelines.running.data import Data, make_round, num_classes, rounds_of
+from pipelines.running.data import Data, make_round, rounds_of
+from pipelines.running.need import count_parameters, worker_memory
 from uml_core import language_trunk
 from uml_core.comparison import units_of
-from uml_core.learner import UnpairedLearner
 from uml_core.specs import Recipe
 
 MIB = 1 << 20
@@ -52,25 +52,12 @@ def describe(recipe: Recipe, data: Data, arms: Sequence[str] | None = None) -> s
         )
     if trunk := language_trunk.description(recipe.model):
         lines.append(f"trunk       {trunk}")
-    parameters = _parameters(recipe, data)
+    parameters = count_parameters(recipe, data)
+    memory = worker_memory(recipe, data, parameters * together)
     lines += [
         f"steps       {schedule.total} per fit, batch {recipe.train.batch_size}",
         f"fits        {fits}",
         f"parameters  {parameters:,}",
-        f"memory      about {_memory(recipe, data, parameters * together) // MIB} MiB per worker",
+        f"memory      about {memory // MIB} MiB per worker",
     ]
     return "\n".join(lines)
-
-
-def _parameters(recipe: Recipe, data: Data) -> int:
-    learner = UnpairedLearner(data.modalities, recipe.model, num_classes=num_classes(recipe, data))
-    return sum(p.numel() for p in learner.parameters())
-
-
-def _memory(recipe: Recipe, data: Data, parameters: int) -> int:
-    """Bytes: weights, gradients, two moments and the best copy of all parameters in training,
-    streams in flight, the process itself."""
-    streams = sum(
-        int(data.train[name].sizes.mean()) * recipe.train.batch_size * 16 for name in recipe.active
-    )
-    return parameters * 4 * 5 + streams + 700 * MIB

@@ -6,17 +6,18 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import ray
 
 from pipelines.running.data import modality_of
+from pipelines.running.watch import Watch
 from pipelines.streams.plan import Plan
 from pipelines.streams.quarantine import EVALUATION, FILE, Quarantine
 from pipelines.streams.reader import BatchStream, load_all, ray_stream
 from pipelines.streams.shards import Index, subset
-from pipelines.streams.source import Segment
+from pipelines.streams.source import Segment, slice_of
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
 
@@ -33,6 +34,7 @@ class Feed:
     batches   modality -> batches one round takes
     part      (rank, ranks) of the global batches that this feed yields
     start     (first round, modality -> batches of it already consumed): the cursor of a resume
+    watch     learns what this rank waits for
     """
 
     def __init__(
@@ -47,9 +49,14 @@ class Feed:
         start: tuple[int, Mapping[str, int]],
         budget: float,
         out: Path,
+        watch: Watch,
     ) -> None:
         first, cursor = start
         self._first = self._round = first
+        self._part, self._watch = part, watch
+        self._segments: dict[str, list[Segment]] = {}
+        self._shards: dict[str, set[str]] = {}
+        self._last: dict[str, tuple[int, int]] = {}
         self._streams: dict[str, BatchStream] = {}
         for name in rounds[first] if first < len(rounds) else ():
             source = modality_of(name)
@@ -66,9 +73,13 @@ class Feed:
             segments = [segment for segment in segments if segment.count > 0]
             if not segments:
                 continue
+            self._segments[name] = segments
+            self._shards[name] = {shard.url for part in segments for shard in part.index.shards}
             rows = max(len(segment.index) for segment in segments)
             bad = Quarantine(out / FILE, budget, modality=name, rows=rows)
-            self._streams[name] = open_stream(segments, modality, part=part, quarantine=bad)
+            self._streams[name] = open_stream(
+                segments, modality, part=part, quarantine=bad, board=watch.board
+            )
 
     def enter(self, number: int) -> None:
         """Round `number` begins: what is left of earlier rounds is passed over."""
@@ -77,9 +88,23 @@ class Feed:
     def next(self, name: str) -> tuple[int, Batch]:
         """(number, batch): the next batch of a stream in the current round."""
         while True:
-            item = next(self._streams[name])
+            with self._watch.waiting(name, self._shards[name], lambda: self._due(name)):
+                item = next(self._streams[name])
+            self._last[name] = (item.segment, item.number)
             if item.segment + self._first >= self._round:
                 return item.number, item.batch
+
+    def _due(self, name: str) -> list[str]:
+        """The shards that the next batch of a modality is read from."""
+        segments = self._segments[name]
+        at, last = self._last.get(name, (0, segments[0].first - 1))
+        number = last + 1
+        if number == segments[at].first + segments[at].count and at + 1 < len(segments):
+            at, number = at + 1, segments[at + 1].first
+        index, plan = segments[at].index, segments[at].plan
+        low, high = slice_of(plan.batch_size, *self._part)
+        rows = plan.batch(number)[low:high]
+        return [index.shards[i].url for i in np.unique(index.shard_ids[rows])]
 
     def wait_seconds(self) -> dict[str, float]:
         """Time that next() took per stream: what training waited for data."""
@@ -98,6 +123,7 @@ def open_stream(
     part: tuple[int, int] = (0, 1),
     quarantine: Quarantine | None = None,
     cache_bytes: int = CACHE_BYTES,
+    board: Any = None,
 ) -> BatchStream:
     """A rank's stream through Ray Data, decoded where that is cheapest on this cluster."""
     rank, ranks = part
@@ -111,6 +137,7 @@ def open_stream(
         decode_threads=DECODE_THREADS,
         quarantine=quarantine,
         cache_bytes=cache_bytes,
+        board=board,
     )
 
 
@@ -150,6 +177,7 @@ class Loader:
     modalities: Mapping[str, Modality]
     budget: float
     out: Path
+    watch: Watch
 
     def __call__(self, index: Index, name: str, part: tuple[int, int] = (0, 1)) -> list[Batch]:
         """Modality `name`'s rows of `index`, or a rank's part of them."""
@@ -161,4 +189,6 @@ class Loader:
             found_in=EVALUATION,
             urls=index.urls,
         )
-        return load_batches(index, self.modalities[modality_of(name)], part, bad)
+        shards = index.urls
+        with self.watch.waiting(f"{name} to evaluate on", shards, lambda: sorted(shards)):
+            return load_batches(index, self.modalities[modality_of(name)], part, bad)

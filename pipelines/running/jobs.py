@@ -2,58 +2,137 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import torch
 
+from pipelines.files import disk_full
+from pipelines.running import checkpoints
+from pipelines.running.board import Listener, Reporter, failure_of, new_board
 from pipelines.running.runtime import TRAINER_CPUS
-from uml_core.errors import RunError
+from pipelines.streams.access import carried
+from uml_core.errors import RunError, UserError
 from uml_core.specs import TrainSpec
 
-STORAGE = "train"  # Ray Train's folder inside --out; its name is what resuming goes by
+
+class Member(Protocol):
+    """One worker of a group."""
+
+    def run(self) -> Any:
+        """The work; what rank 0 returns reaches the driver."""
+        ...
+
+    def close(self) -> None:
+        """Ends what the worker holds open."""
+        ...
 
 
-def run_workers(
+# ------------------------------------------------------------------------------ the driver
+
+
+def run_job(
     loop: Callable[[dict[str, Any]], Any],
-    config: dict[str, Any],
+    job: Any,
     spec: TrainSpec,
     out: Path,
     *,
-    keep: int = 2,
+    say: Callable[[str], None],
+    on_progress: Callable[[float], None],
+    on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+) -> tuple[Any, int]:
+    """Runs the workers of a job that goes on from checkpoints.
+
+    loop         a worker's function; it calls `take_part` with the config that it is given
+    job          what the workers need; goes to them once, through the object store
+    say          gets the sentences for the person who watches
+    on_progress  gets the work done by all workers; on_event what they post (board.py)
+
+    Returns (rank 0's return value, restarts of the group). The same `out` goes on from its newest
+    whole checkpoint. Raises RunError when the job cannot be finished, KeyboardInterrupt on Ctrl-C;
+    both say what is lost and where the last checkpoint is.
+    """
+    checkpoints.tidy(out)
+    board = new_board()
+    config = {"job": ray.put(job), "board": board}
+    value, failure = None, None
+    with Listener(board, on_progress, on_event, say=say) as listener:
+        try:
+            value = run_workers(loop, config, spec, out)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(checkpoints.where_it_stands(out)) from None
+        except RunError as error:
+            failure = str(error)
+        failure = failure_of(board) or failure
+    if failure is None:
+        return value, listener.restarts
+    checkpoints.tidy(out)
+    raise RunError(f"{failure}\n{checkpoints.where_it_stands(out)}")
+
+
+def run_workers(
+    loop: Callable[[dict[str, Any]], Any], config: dict[str, Any], spec: TrainSpec, out: Path
 ) -> Any:
     """Runs `loop` in `spec.workers` processes under Ray Train; returns rank 0's return value.
 
-    The same `out` continues from its last checkpoint. `keep` checkpoints stay on disk. Raises
-    RunError when the group failed more than `spec.max_failures` times.
+    Raises RunError when the group failed more than `spec.max_failures` times, and
+    KeyboardInterrupt on Ctrl-C, when the workers are gone.
     """
+    trainer = _trainer(loop, config, spec, out)
+    try:
+        with _interruptible():
+            return trainer.fit().return_value
+    except Exception as error:
+        raise RunError(_cause(error, out)) from error
+
+
+def _trainer(
+    loop: Callable[[dict[str, Any]], Any], config: dict[str, Any], spec: TrainSpec, out: Path
+) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     gpu = use_gpu(spec)
     resources = {"CPU": TRAINER_CPUS, **({"GPU": 1.0} if gpu else {})}
-    trainer = TorchTrainer(
-        loop,
+    return TorchTrainer(
+        carried(loop),
         train_loop_config=config,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=spec.workers, use_gpu=gpu, resources_per_worker=resources
         ),
         run_config=RunConfig(
-            name=STORAGE,
-            storage_path=str(out),
+            name=checkpoints.new_attempt(out),
+            storage_path=str(out / checkpoints.STORAGE),
             failure_config=FailureConfig(max_failures=spec.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=keep),
+            checkpoint_config=CheckpointConfig(num_to_keep=checkpoints.KEEP),
         ),
     )
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C inside the block raises KeyboardInterrupt once the workers are gone.
+
+    `fit` installs a handler that ends the workers and then the process, with exit code 0, and
+    leaves it installed.
+    """
+    before = signal.getsignal(signal.SIGINT)
     try:
-        result = trainer.fit()
-    except Exception as error:
-        raise RunError(_advice(error, out)) from error
-    return result.return_value  # type: ignore[attr-defined]
+        yield
+    except SystemExit as error:
+        if error.code:
+            raise
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
 
 
 def use_gpu(spec: TrainSpec) -> bool:
@@ -63,16 +142,55 @@ def use_gpu(spec: TrainSpec) -> bool:
     return ray.cluster_resources().get("GPU", 0) >= spec.workers
 
 
+def _cause(error: BaseException, out: Path) -> str:
+    """The last line of what is at the root of a failed group."""
+    while (inner := _inner(error)) is not None:
+        error = inner
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if disk_full(error):
+        return f"the disk of {out} is full ({lines[-1]}). Make space"
+    return lines[-1]
+
+
+def _inner(error: BaseException) -> BaseException | None:
+    workers = getattr(error, "worker_failures", None) or {}
+    found = getattr(error, "controller_failure", None) or getattr(
+        error, "health_check_failure", None
+    )
+    return found or next(iter(workers.values()), None) or error.__cause__
+
+
+# ------------------------------------------------------------------------------ the worker
+
+
+def take_part(config: dict[str, Any], make: Callable[[Any, Reporter], Member]) -> Any:
+    """The life of one worker: `make(job, reporter).run()`.
+
+    An error that every start of the group would meet again ends the job: the driver learns of it
+    through the board, and so do the workers of the start that Ray makes all the same.
+    """
+    context = ray.train.get_context()
+    reporter = Reporter(config["board"], context.get_world_rank())
+    if failure_of(reporter.board) is not None:
+        return None
+    member: Member | None = None
+    try:
+        member = make(ray.get(config["job"]), reporter)
+        return member.run()
+    except Exception as error:
+        known = isinstance(error, UserError | RunError)
+        if not known and not disk_full(error):
+            raise
+        why = str(error) if known else f"the disk is full ({error}). Make space"
+        ray.get(reporter.board.fail.remote(why))
+        if context.get_world_size() == 1:
+            return None
+        raise  # another worker may wait for this one: only the end of the group frees it
+    finally:
+        if member is not None:
+            member.close()
+
+
 def limit_threads(workers_per_node: int) -> None:
     """Shares a node's cores among the workers on it; more threads only fight each other."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, workers_per_node)))
-
-
-def _advice(error: Exception, out: Path) -> str:
-    root: BaseException = error
-    while root.__cause__ is not None:
-        root = root.__cause__
-    lines = str(root).strip().splitlines() or [type(root).__name__]
-    checkpoints = sorted(p for p in (out / STORAGE).glob("checkpoint_*") if p.is_dir())
-    last = f"the last checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint exists"
-    return f"{lines[-1]}\n{last}; the same command with --resume continues from it"

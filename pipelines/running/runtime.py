@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 # Read by Ray at import: the bars would fight with ours, and usage statistics need a network.
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -16,6 +19,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # A job's actors and first tasks start together; Ray warns when they are four times the cores.
 os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, os.cpu_count() or 1)))
 
+_FOLDER, _OWNER = "uml-ray-", "owner"
 TRAINER_CPUS = 0.25  # logical: the operating system shares the real cores; see `local_cpus`
 
 
@@ -51,20 +55,39 @@ def ray_session(
         finally:
             ray.shutdown()
         return
-    # Unix sockets below this folder must stay under 107 characters.
-    folder = tempfile.mkdtemp(prefix="uml-ray-", dir="/tmp")
+    with _private_folder() as folder:
+        try:
+            ray.init(
+                address="local",
+                num_cpus=local_cpus(workers, streams),
+                object_store_memory=object_store_bytes,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                _temp_dir=folder,
+                log_to_driver=bool(os.environ.get("UML_RAY_LOGS")),
+                logging_level=logging.ERROR,
+            )
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _private_folder(root: Path = Path("/tmp")) -> Iterator[str]:
+    """A folder for one local Ray; removes those of jobs that were killed.
+
+    Unix sockets in it must stay under 107 characters. Its owner holds a lock, which the kernel
+    frees with the process.
+    """
+    for mark in root.glob(f"{_FOLDER}*/{_OWNER}"):
+        with contextlib.suppress(OSError), open(mark, "a") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - mark.stat().st_mtime > 60:  # younger: its owner may not hold it yet
+                shutil.rmtree(mark.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=root))
     try:
-        ray.init(
-            address="local",
-            num_cpus=local_cpus(workers, streams),
-            object_store_memory=object_store_bytes,
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            _temp_dir=folder,
-            log_to_driver=bool(os.environ.get("UML_RAY_LOGS")),
-            logging_level=logging.ERROR,
-        )
-        yield
+        with open(folder / _OWNER, "w") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX)
+            yield str(folder)
     finally:
-        ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)

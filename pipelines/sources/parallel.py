@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines.reporting.terminal import Progress
 from pipelines.running.runtime import ray_session
+from pipelines.streams import access
 from uml_core.errors import RunError
 
 SMALL = 16 << 20  # bytes of work that are done sooner than a local Ray has started (about 10 s)
@@ -52,10 +53,13 @@ def _results(work: Callable[[Job], Any], jobs: Sequence[Job], cost: int) -> Any:
         rows = [{"number": i, "job": json.dumps(job)} for i, job in enumerate(jobs)]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
 
+        found = access.settings()
+
         def task(row: dict[str, Any]) -> dict[str, Any]:
             import torch
 
             torch.set_num_threads(1)  # tasks are the parallelism
+            access.adopt(found)
             return {"number": row["number"], "result": json.dumps(work(json.loads(row["job"])))}
 
         try:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from pipelines.files import replaced
 from pipelines.streams import storage
 from pipelines.streams.scan import MAX_LABEL, MAX_MEMBER_BYTES, Problem, scan_tar
 from uml_core.errors import RunError, UserError
@@ -201,11 +202,9 @@ def merge_index(folder: str, shards: Iterable[Shard] = ()) -> str:
 
 def write_json(path: str, content: Any) -> None:
     """Compact JSON, whole or not at all."""
-    scratch = f"{path}.{os.getpid()}.part"
-    with open(scratch, "w", encoding="utf-8") as file:
+    with replaced(path) as scratch, open(scratch, "w", encoding="utf-8") as file:
         json.dump(content, file, separators=(",", ":"))
         file.write("\n")
-    os.replace(scratch, path)
 
 
 def cache_folder() -> str:

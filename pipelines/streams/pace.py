@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
 @ray.remote(num_cpus=0)
@@ -41,7 +42,9 @@ class Pace:
 
     def __init__(self, starts: Sequence[tuple[int, int]], ahead: int) -> None:
         self._starts, self._at, self._ahead = list(starts), 0, ahead
-        self._turns: Any = _Turns.remote(ahead)  # type: ignore[attr-defined]
+        # On the consumer's node: with another one its stream would be lost.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._turns: Any = _Turns.options(scheduling_strategy=here).remote(ahead)  # type: ignore[attr-defined]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _task_end, (self._turns, self._ahead)

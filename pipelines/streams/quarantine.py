@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pipelines.files import append_line
 from uml_core.errors import RunError
 
 FILE = "quarantine.jsonl"  # in a job's folder
@@ -91,7 +91,8 @@ class Quarantine:
     def _write(self, url: str, key: str, error: str) -> None:
         if self.path is not None:
             line = _line(self.modality, self.found_in, url, key, error)
-            _append(self.path, json.dumps(line) + "\n")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            append_line(self.path, json.dumps(line))
 
     def _load(self) -> None:
         """Takes over the lines that were added to the file since it was last read."""
@@ -115,9 +116,9 @@ def record(path: Path, modality: str, found: Iterable[tuple[str, str | None, str
     """
     there = {tuple(line.values()) for line in recorded(path)}
     lines = (_line(modality, SCAN, url, key, cause) for url, key, cause in found)
-    new = [json.dumps(line) + "\n" for line in lines if tuple(line.values()) not in there]
-    if new:
-        _append(path, "".join(new))
+    for line in lines:
+        if tuple(line.values()) not in there:
+            append_line(path, json.dumps(line))
 
 
 def recorded(path: Path) -> list[dict[str, Any]]:
@@ -146,12 +147,3 @@ def _lines(data: bytes) -> Iterator[dict[str, Any]]:
             continue  # a line cut off by a full disk or a kill
         if all(isinstance(value, str | None) for value in line.values()):
             yield line
-
-
-def _append(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(handle, text.encode())  # one call: lines of several ranks do not mix
-    finally:
-        os.close(handle)

@@ -35,6 +35,7 @@ from uml_core.modalities.base import BadSample, Batch, Modality
 __all__ = ["BatchStream", "DecodedCache", "Item", "iter_plan", "load_all", "ray_stream"]
 
 AHEAD = 2  # decoded batches that wait for the consumer
+CLOSE_SECONDS = 10.0
 PART = 8  # samples one thread decodes at a time, at least
 
 
@@ -119,13 +120,17 @@ class BatchStream:
             self.wait_seconds += time.perf_counter() - started
 
     def close(self) -> None:
-        """Ends reading and decoding; waits until the threads are gone."""
+        """Ends reading and decoding; waits until the threads are gone.
+
+        A thread that a read holds up is left behind: it ends with the read, or the process.
+        """
         self._ended = True
         self._stopped.set()
         if self._puller is None:
             self._results.close()
             return
-        while self._puller.is_alive():
+        patience = time.monotonic() + CLOSE_SECONDS
+        while self._puller.is_alive() and time.monotonic() < patience:
             _drain(self._ready)
             self._puller.join(timeout=0.05)
 
@@ -213,12 +218,14 @@ def ray_stream(
     decode_threads: int = 1,
     quarantine: Quarantine | None = None,
     cache_bytes: int = 0,
+    board: Any = None,
 ) -> BatchStream:
     """The stream of a rank through Ray Data.
 
     decode_in       "tasks": in Ray tasks, wherever CPUs are free. "threads": in this process
     decode_threads  of this process, with "threads"
     cache_bytes     for decoded samples that repeat unchanged, in each process that decodes
+    board           an actor whose slow(url, seconds) is told of reads that take long
     """
     cache = DecodedCache(cache_bytes) if cache_bytes else None
     decode = None
@@ -226,7 +233,7 @@ def ray_stream(
         places = Places.of_segments(segments)
         decode = Assembler(modality, places, augment=augment, cache=cache)
     return BatchStream(
-        ray_tables(segments, rank, world, decode=decode),
+        ray_tables(segments, rank, world, decode=decode, board=board),
         segments,
         modality,
         rank=rank,

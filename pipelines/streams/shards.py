@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.files import replaced, write_text
 from pipelines.streams import storage
 from pipelines.streams.index import (
     CLASSES_NAME,
@@ -31,6 +32,7 @@ from pipelines.streams.index import (
     suffixes_of,
 )
 from pipelines.streams.scan import MAX_JSON_BYTES, MAX_MEMBER_BYTES, Problem
+from pipelines.streams.slow import noted
 from pipelines.streams.storage import expand
 from uml_core.errors import RunError, UserError
 
@@ -264,7 +266,8 @@ def read_places(
     out: list[bytes] = [b""] * len(shard_ids)
     for shard in np.unique(shard_ids):
         where = np.flatnonzero(shard_ids == shard)
-        parts = storage.read_ranges(urls[shard], offsets[where], sizes[where])
+        with noted(urls[shard]):
+            parts = storage.read_ranges(urls[shard], offsets[where], sizes[where])
         for i, part in zip(where, parts, strict=True):
             out[i] = part
     return out
@@ -276,8 +279,7 @@ def write_shard(path: str, samples: Iterable[Sample], kind: str) -> Shard:
     Raises UserError for keys that repeat, suffixes that the kind does not have, or no sample.
     """
     suffixes, seen = suffixes_of(kind), set()
-    scratch = f"{path}.{os.getpid()}.part"
-    try:
+    with replaced(path) as scratch:
         with tarfile.open(scratch, "w", format=tarfile.GNU_FORMAT) as tar:
             for sample in samples:
                 if sample.key in seen:
@@ -289,10 +291,6 @@ def write_shard(path: str, samples: Iterable[Sample], kind: str) -> Shard:
                     _add(tar, f"{sample.key}.{suffix}", data)
         if not seen:
             raise UserError(f"{path}: there is no sample to write")
-        os.replace(scratch, path)
-    finally:
-        if os.path.exists(scratch):
-            os.remove(scratch)
     shard = scan_shard(os.path.abspath(path), kind)
     if shard.problems or len(shard) != len(seen):
         raise RunError(f"{path} cannot be read back: {shard.problems[:3]}; check the disk")
@@ -329,9 +327,7 @@ def write_classes(folder: str, names: Sequence[str]) -> str:
     """Writes classes.json (names in label order) beside the shards; returns its path."""
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, CLASSES_NAME)
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(list(names), file, ensure_ascii=False, indent=1)
-        file.write("\n")
+    write_text(path, json.dumps(list(names), ensure_ascii=False, indent=1) + "\n")
     return path
 
 

@@ -10,16 +10,18 @@ Nothing here imports torch: a read task needs numpy and pyarrow only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipelines.streams import access
 from pipelines.streams.plan import Plan
 from pipelines.streams.shards import Index, read_places
+from pipelines.streams.slow import report_to
 from pipelines.streams.storage import is_remote
 
 if TYPE_CHECKING:
@@ -132,12 +134,14 @@ def ray_tables(
     *,
     decode: Assembler | None = None,
     tasks: int | None = None,
+    board: Any = None,
 ) -> Iterator[pa.Table]:
     """The stream through Ray Data for one rank: blocks as they come, without copies.
 
     decode  batches are decoded by it in the tasks (its places must be those of the segments) and
             come as tables of `assemble.DECODED`; None: raw bytes, tables of `COLUMNS`
     tasks   at a time; default: what keeps a consumer of this stream busy
+    board   an actor whose slow(url, seconds) is told of reads that take long
 
     It is meant to be called in the training worker: every start of the worker group plans the rest
     of the run anew, for the ranks that there are then.
@@ -155,7 +159,7 @@ def ray_tables(
 
         pace = Pace([(chunk.segment, chunk.first) for chunk in chunks], tasks + AHEAD)
     shared = Places.of_segments(segments) if decode is None else decode
-    dataset = _dataset(chunks, shared, (rank, world), tasks, pace)
+    dataset = _dataset(chunks, shared, (rank, world), tasks, pace, board)
     table: pa.Table
     for table in dataset.iter_batches(  # type: ignore[assignment]
         batch_size=None,  # type: ignore[arg-type]  # documented: whole blocks
@@ -179,6 +183,7 @@ def _dataset(
     place: tuple[int, int],
     tasks: int,
     pace: Pace | None,
+    board: Any,
 ) -> Dataset:
     """One task per chunk or for several, in order; `shared` tells if they decode what they read."""
     import ray
@@ -190,6 +195,7 @@ def _dataset(
         ray.put(shared),
         place,
         pace,
+        board,
     )
     items = [{"number": number, **asdict(chunk)} for number, chunk in enumerate(chunks)]
     # Chunks of one task come one after the other: only a stream of one task at a time may share.
@@ -259,6 +265,7 @@ class Places:
     plans: tuple[Plan, ...]
     places: tuple[Place, ...]
     place_of: tuple[int, ...]  # segment -> places
+    access: Mapping[str, str] = field(default_factory=access.settings, repr=False)  # holds keys
 
     def of(self, segment: int) -> Place:
         return self.places[self.place_of[segment]]
@@ -293,24 +300,26 @@ def _table(
 
 
 def _read_task(
-    shared: Any, place: tuple[int, int], pace: Pace | None, work: pa.Table
+    shared: Any, place: tuple[int, int], pace: Pace | None, board: Any, work: pa.Table
 ) -> Iterator[pa.Table]:
     """What one Ray task does: the chunks named in `work`."""
-    for chunk in _due(pace, work):
+    for chunk in _due(pace, board, work):
         yield from read_chunk(_fetched(shared), chunk, *place)
 
 
 def _decode_task(
-    shared: Any, place: tuple[int, int], pace: Pace | None, work: pa.Table
+    shared: Any, place: tuple[int, int], pace: Pace | None, board: Any, work: pa.Table
 ) -> Iterator[pa.Table]:
     from pipelines.streams.assemble import decode_chunk
 
-    for chunk in _due(pace, work):
+    for chunk in _due(pace, board, work):
         yield from decode_chunk(_fetched(shared), chunk, *place)
 
 
-def _due(pace: Pace | None, work: pa.Table) -> Iterator[Chunk]:
+def _due(pace: Pace | None, board: Any, work: pa.Table) -> Iterator[Chunk]:
     """The chunks named in `work`, each when its turn has come."""
+    if board is not None:
+        report_to(lambda url, seconds: board.slow.remote(url, seconds))
     for item in work.to_pylist():
         number = item.pop("number")
         if pace is not None:
@@ -323,7 +332,9 @@ def _fetched(shared: Any) -> Any:
     """What all tasks of a stream share, fetched once per worker process."""
     import ray
 
-    return ray.get(shared)
+    found = ray.get(shared)
+    access.adopt((found if isinstance(found, Places) else found.places).access)
+    return found
 
 
 def _batch_cost(segment: Segment, rank: int, world: int, item_bytes: int) -> float:

@@ -26,6 +26,7 @@ import numpy as np
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 from numpy.typing import ArrayLike
 
+from pipelines.streams import access
 from uml_core.errors import RunError, UserError, near
 
 REMOTE = re.compile(r"^(s3|gs|https?)://")
@@ -317,19 +318,36 @@ def _remote_range(url: str, offset: int, size: int) -> bytes:
     if url.startswith("http"):
         if url in _whole:
             return _whole[url][offset : offset + size]
-        data = _retry(lambda: _http().cat_file(url, offset, offset + size), url)
+        data = _retry(lambda: _whole_answer(_http_range, url, offset, size), url)
         if len(data) <= size:
             return data
         _whole.clear()  # a server without ranges sent everything: keep the last such file
         _whole[url] = data
         return data[offset : offset + size]
+    return _retry(lambda: _whole_answer(_arrow_range, url, offset, size), url)
+
+
+def _whole_answer(
+    read: Callable[[str, int, int], bytes], url: str, offset: int, size: int
+) -> bytes:
+    """`read(...)`, where less than asked for is an error unless the file ends there.
+
+    A server that does not say how long its answer is cannot be told from one that broke off.
+    """
+    data = read(url, offset, size)
+    if len(data) < size and stat(url).size > offset + len(data):
+        raise ConnectionError(f"the connection broke off after {len(data)} of {size} bytes")
+    return data
+
+
+def _http_range(url: str, offset: int, size: int) -> bytes:
+    return _http().cat_file(url, offset, offset + size)
+
+
+def _arrow_range(url: str, offset: int, size: int) -> bytes:
     system, path = _arrow(url)
-
-    def read() -> bytes:
-        with system.open_input_file(path) as file:
-            return file.read_at(min(size, max(0, file.size() - offset)), offset)
-
-    return _retry(read, url)
+    with system.open_input_file(path) as file:
+        return file.read_at(min(size, max(0, file.size() - offset)), offset)
 
 
 _whole: dict[str, bytes] = {}
@@ -377,22 +395,26 @@ def _http() -> Any:
     import aiohttp
     import fsspec
 
-    timeout = aiohttp.ClientTimeout(total=120, sock_connect=10, sock_read=30)
+    # No limit on the whole: a slow server is waited for as long as bytes come.
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)
     return fsspec.filesystem("http", client_kwargs={"timeout": timeout})
 
 
 def _arrow(url: str) -> tuple[Any, str]:
     scheme, _, path = url.partition("://")
-    return _arrow_system(scheme, os.environ.get("AWS_ENDPOINT_URL")), path
+    return _arrow_system(scheme, tuple(sorted(access.settings().items()))), path
 
 
 @lru_cache(maxsize=4)
-def _arrow_system(scheme: str, endpoint: str | None) -> Any:
+def _arrow_system(scheme: str, found: tuple[tuple[str, str], ...]) -> Any:
+    """The file system of a scheme; `found` (see `access.settings`) tells when to make a new one."""
     from pyarrow import fs
 
     if scheme == "gs":
         # By itself it tries for 15 minutes where nothing answers.
         return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=10))
+    names = dict(found)
+    endpoint = names.get("AWS_ENDPOINT_URL_S3") or names.get("AWS_ENDPOINT_URL")
     return fs.S3FileSystem(endpoint_override=endpoint) if endpoint else fs.S3FileSystem()
 
 

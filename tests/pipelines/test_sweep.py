@@ -275,6 +275,14 @@ def test_a_killed_sweep_resumes_and_loses_at_most_the_running_trials(ray_cluster
     assert len({r.info.run_name for r in runs}) == len(runs)
 
 
+def groups_left() -> list[tuple[str, dict]]:
+    """State and bundles of every placement group that still holds or waits for resources."""
+    import ray
+
+    table = ray.util.placement_group_table().values()
+    return [(g["state"], g["bundles"]) for g in table if g["state"] != "REMOVED"]
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
@@ -282,8 +290,6 @@ def test_trials_of_two_workers_leak_nothing_and_give_what_one_worker_gives(
     ray_cluster, recipe, tmp_path
 ):
     """Early stopping ends Ray Train runs while others wait for their place."""
-    import ray
-
     space = tmp_path / "rates.py"
     space.write_text(RATES)
     args = ("--space", str(space), "sweep.confirm=0")
@@ -297,9 +303,6 @@ def test_trials_of_two_workers_leak_nothing_and_give_what_one_worker_gives(
             expected = by_key[json.dumps(trial["settings"])]
             assert trial["val_accuracy"] == pytest.approx(expected, abs=0.01)
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        table = ray.util.placement_group_table().values()
-        if all(group["state"] == "REMOVED" for group in table):
-            break
+    while (left := groups_left()) and time.monotonic() < deadline:
         time.sleep(1)
-    assert all(group["state"] == "REMOVED" for group in ray.util.placement_group_table().values())
+    assert not left, left

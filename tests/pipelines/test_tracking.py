@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
+from servers import MlflowServer, free_port
 
 from pipelines import tracking
 from pipelines.reporting.mlflow_store import PARENT, resolve_uri
@@ -168,12 +164,6 @@ def test_a_torn_last_line_of_the_spool_is_dropped(tmp_path, store_uri):
     assert [run.info.run_name for run in runs_of(store_uri, "torn")] == ["torn"]
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def test_without_a_server_work_goes_on_and_events_wait(tmp_path, store_uri, monkeypatch):
     said: list[str] = []
     dead = f"http://user:secret@127.0.0.1:{free_port()}"
@@ -200,38 +190,6 @@ def test_without_a_server_work_goes_on_and_events_wait(tmp_path, store_uri, monk
     assert not (tmp_path / tracking.SPOOL).exists()
 
 
-class Server:
-    """A real `mlflow server` on localhost that can be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-        command += ["--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        log = (self.folder / "server.log").open("a")
-        self.process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True
-        )
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{self.url}/health", timeout=1)
-                return
-            except OSError:
-                time.sleep(0.5)
-        raise AssertionError((self.folder / "server.log").read_text()[-2000:])
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
 @pytest.mark.slow
 def test_a_server_that_never_answers_holds_nothing_up(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -248,7 +206,7 @@ def test_a_server_that_never_answers_holds_nothing_up(tmp_path):
 
 @pytest.mark.slow
 def test_a_server_killed_in_mid_run_loses_nothing(tmp_path):
-    server = Server(tmp_path)
+    server = MlflowServer(tmp_path)
     said: list[str] = []
     model = tmp_path / "model.safetensors"
     model.write_bytes(b"weights")

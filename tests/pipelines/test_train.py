@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from runs import consumed, losses
 from safetensors.numpy import load_file
 
 from pipelines import cli
@@ -17,23 +17,8 @@ from pipelines.train import Trace
 from uml_core.recipe import load
 
 
-def consumed(out: Path) -> dict[str, dict[int, Counter]]:
-    """modality -> step -> multiset of keys, over all ranks."""
-    found: dict[str, dict[int, Counter]] = {}
-    for path in sorted((out / "trace").glob("rank-*.jsonl")):
-        for line in path.read_text().splitlines():
-            entry = json.loads(line)
-            steps = found.setdefault(entry["modality"], {})
-            steps.setdefault(entry["step"], Counter()).update(entry["keys"])
-    return found
-
-
 def history(out: Path) -> dict[str, Any]:
     return json.loads((out / "metrics.json").read_text())["history"]
-
-
-def losses(out: Path) -> list[float]:
-    return [at[name] for at in history(out)["losses"] for name in sorted(at)]
 
 
 def pulls(out: Path) -> list[float]:
@@ -229,3 +214,20 @@ def test_a_dry_run_says_what_would_run(tiny_recipe, write_recipe, tmp_path, caps
     said = capsys.readouterr().out
     assert "12 per fit" in said and "48 training samples" in said and "MiB per worker" in said
     assert not out.exists()
+
+
+@pytest.mark.parametrize("free", ["ratio", "weight"])
+def test_a_modality_that_is_not_used_is_not_even_opened(
+    free, tiny_recipe, write_recipe, tmp_path, capsys
+):
+    tiny_recipe["modalities"]["wave"] |= {"train": "there-is-none-*.tar", free: 0}
+    command = ["train", write_recipe(tiny_recipe), "--dry-run", "--out", str(tmp_path / "o")]
+    assert cli.main(command) == 0
+    assert "wave " not in capsys.readouterr().out.partition("classes ")[2]
+    tiny_recipe["modalities"]["wave"][free] = 1
+    assert cli.main(["train", write_recipe(tiny_recipe), *command[2:]]) == 2
+
+
+def test_resuming_needs_a_folder(tiny_recipe, write_recipe, capsys):
+    assert cli.main(["train", write_recipe(tiny_recipe), "--resume"]) == 2
+    assert "--resume needs the --out folder" in capsys.readouterr().err

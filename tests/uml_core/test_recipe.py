@@ -87,6 +87,7 @@ def test_active_leaves_out_what_the_schedule_never_takes():
     assert from_dict(small(modalities__text__ratio=0)).active == ["image"]
     assert from_dict(small(modalities__text__ratio=[[0, 0], [5, 0]])).active == ["image"]
     assert from_dict(small(modalities__text__ratio=[[0, 0], [5, 1]])).active == ["image", "text"]
+    assert from_dict(small(modalities__text__weight=0)).active == ["image"]
     warm = {"warmup": {"modality": "text", "steps": 5}}
     recipe = from_dict(small(modalities__text__ratio=0, train=warm))
     assert recipe.active == ["image", "text"]

@@ -137,8 +137,8 @@ def plot_decision_plane(found: DecisionPlane, names: Sequence[str]) -> Figure:
         axes.scatter(x, y, s=18, color=colour, marker=marker, alpha=0.7, label=names[c])
     axes.axvline(0, color="black", lw=1)
     a, b = (names[c] for c in found.classes)
-    axes.set_xlabel(f"called {b}  <  boundary  <  called {a}")
-    axes.set_ylabel("direction in which the class means differ besides")
+    axes.set_xlabel(f"left of the line: called {_wrapped(b, 30)}\nright: called {_wrapped(a, 38)}")
+    axes.set_ylabel("what else tells the means apart")
     accuracy = found.accuracy
     axes.set_title(
         f"{100 * accuracy.value:.1f} % on the right side "

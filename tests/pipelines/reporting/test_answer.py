@@ -72,6 +72,8 @@ def test_several_shot_counts_get_one_sentence():
         ({}, "Does unpaired text make the image model better at 8 labelled images per class?"),
         ({"shots": 1}, "unpaired text make the image model better at 1 labelled image per class?"),
         ({"shots": None}, "make the image model better with all labelled data?"),
+        ({"shots": None, "label_fraction": 0.1}, "better with labels for 10 % of the images?"),
+        ({"label_fraction": 0.1}, "better at 8 labelled images per class?"),
         ({"auxiliary": ["text", "audio", "pen"]}, "Does unpaired text, audio and pen make"),
         ({"auxiliary": []}, "Does unpaired data of other modalities make the image model"),
         ({"target": "scan"}, "make the scan model better at 8 labelled scan samples per class?"),
@@ -87,3 +89,21 @@ def test_the_question_names_what_is_asked(more, text):
 )
 def test_numbers_keep_their_side_of_zero(value, text):
     assert answer.number(value) == text
+
+
+def test_remarks_say_what_went_wrong_and_nothing_else():
+    assert answer.remarks({"skipped_updates": 0, "restarts": 0, "quarantined": 0}) == []
+    said = answer.remarks({"skipped_updates": 3, "restarts": 2, "quarantined": 1})
+    assert "3 updates were left out" in said[0] and "1 sample could not be used" in said[1]
+    assert "started again 2 times" in said[2]
+    arms = {
+        "unimodal": {"skipped_updates": [0, 0], "diverged": []},
+        "uml": {
+            "skipped_updates": [0, 1],
+            "diverged": [{"setting": {"lr": 1.0, "weight": 0.5}, "seed": 3, "step": 41}],
+        },
+    }
+    said = answer.remarks(entry(*SHOWN, arms=arms))
+    assert said[0].startswith("UML: 1 update was left out")
+    assert said[1].startswith("UML with lr=1, weight=0.5: seed 3 diverged at step 41")
+    assert len(answer.remarks({"target": "image", "results": [entry(*SHOWN, arms=arms)]})) == 2

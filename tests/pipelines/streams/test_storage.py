@@ -1,11 +1,7 @@
 import http.server
-import os
 import re
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from functools import partial
 from pathlib import Path
 
@@ -198,50 +194,3 @@ def test_patterns(tmp_path, serve):
             storage.expand(pattern, str(tmp_path))
     with pytest.raises(UserError, match="no shard is named"):
         storage.expand([])
-
-
-def put(url: str, data: bytes) -> None:
-    header = {"Content-Type": "application/octet-stream"}
-    urllib.request.urlopen(urllib.request.Request(url, data, header, method="PUT")).close()
-
-
-@pytest.fixture
-def s3(monkeypatch, tmp_path):
-    """A real S3 server (moto's) with an empty bucket `shards`."""
-    pytest.importorskip("moto.server", reason="needs moto[server] (extra dev)")
-    monkeypatch.undo()  # this fixture does wait
-    with open(tmp_path / "moto.log", "wb") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
-            stderr=subprocess.STDOUT,
-            stdout=log,
-        )
-    try:
-        for _ in range(300):
-            found = re.search(r"http://127\.0\.0\.1:\d+", (tmp_path / "moto.log").read_text())
-            if found:
-                break
-            time.sleep(0.1)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", found[0])
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        put(f"{found[0]}/shards", b"")
-        yield "s3://shards"
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def test_shards_on_s3(tmp_path, s3):
-    local = load_index("text-train-*.tar", str(write_texts(tmp_path / "data")), "text")
-    for file in os.scandir(tmp_path / "data"):
-        target = f"{os.environ['AWS_ENDPOINT_URL']}/shards/set/{file.name}"
-        put(target, Path(file.path).read_bytes())
-    for pattern in ("text-train-*.tar", "text-train-{000000..000001}.tar"):
-        index = load_index(pattern, f"{s3}/set", "text")
-        assert index.fingerprint == local.fingerprint and index.classes == ("a", "b")
-    assert read_rows(index, [59, 3, 31]) == read_rows(local, [59, 3, 31])
-    with pytest.raises(UserError, match=r"did you mean 'text-train-00000\d.tar'"):
-        load_index("text-train-00000x.tar", f"{s3}/set", "text")

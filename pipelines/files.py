@@ -1,0 +1,62 @@
+"""Small result files: whole or not at all; and how a full disk is told apart from other faults."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def replaced(path: str | Path) -> Iterator[Path]:
+    """A scratch path beside `path`; what is written there takes its place when the block ends.
+
+    A block that raises, or a process that is killed in it, leaves `path` as it was.
+    """
+    path = Path(path)
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a small file as UTF-8, whole or not at all, also if the power goes."""
+    with replaced(path) as scratch, open(scratch, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Adds a line, whole or not at all, also where several processes add to the same file."""
+    with open(path, "a+b", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        end = file.seek(0, os.SEEK_END)
+        torn = end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n"  # by a crash, once
+        data = b"\n" * torn + line.encode() + b"\n"
+        try:
+            if file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk (or a used-up quota) is behind an error, whatever wrapped it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        # torch, SQLite and Ray put the system's words into errors of their own.
+        if any(os.strerror(code) in str(error) for code in _FULL) or "disk is full" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,44 @@
+"""The private folder of a local Ray: gone after its job; after the next one if that was killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from pipelines.running.runtime import _private_folder
+
+HOLD = """
+import sys
+from pathlib import Path
+from pipelines.running.runtime import _private_folder
+with _private_folder(Path(sys.argv[1])) as folder:
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_only_folders_of_killed_jobs_are_removed(tmp_path):
+    def start():
+        command = [sys.executable, "-c", HOLD, str(tmp_path)]
+        job = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return job, job.stdout.readline().strip()
+
+    def age(folder):
+        past = time.time() - 3600
+        os.utime(os.path.join(folder, "owner"), (past, past))
+
+    (running, kept), (killed, orphan) = start(), start()
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    with _private_folder(tmp_path):
+        assert os.path.isdir(orphan)  # so young a folder may be one that is just being made
+    age(kept)
+    age(orphan)
+    with _private_folder(tmp_path) as mine:
+        assert os.path.isdir(kept) and os.path.isdir(mine) and not os.path.exists(orphan)
+    assert not os.path.exists(mine)
+    running.communicate()
+    assert os.listdir(tmp_path) == []

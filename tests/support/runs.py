@@ -1,0 +1,193 @@
+"""Jobs as a person starts them, what they consumed, and what their plan says they should have."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipelines.running.data import make_round, open_data, rounds_of
+from pipelines.streams.plan import Plan
+from uml_core import recipe as recipes
+
+Consumed = dict[str, dict[int, Counter]]  # modality -> step -> multiset of keys, over all ranks
+
+
+def consumed(out: Path) -> Consumed:
+    """What a traced run took."""
+    found: Consumed = {}
+    for path in sorted((out / "trace").glob("rank-*.jsonl")):
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            steps = found.setdefault(entry["modality"], {})
+            steps.setdefault(entry["step"], Counter()).update(entry["keys"])
+    return found
+
+
+def planned(recipe: str, overrides: Sequence[str] = ()) -> Consumed:
+    """What an undisturbed run must take: the plan's rows at the schedule's steps."""
+    loaded = recipes.load(recipe, overrides)
+    [(shots, seed), *_] = rounds_of(loaded)
+    data = open_data(loaded)
+    schedule, size = loaded.schedule(), loaded.train.batch_size
+    found: Consumed = {}
+    for name, index in make_round(loaded, data, seed, shots).train.items():
+        plan, number = Plan(len(index), size, seed, name), 0
+        for step in range(schedule.total):
+            for _ in range(schedule.counts(step).get(name, 0)):
+                keys = [index.keys[row] for row in plan.batch(number)]
+                found.setdefault(name, {}).setdefault(step, Counter()).update(keys)
+                number += 1
+    return found
+
+
+def losses(out: Path) -> list[float]:
+    """The loss curve: every modality's mean loss between validations."""
+    history = json.loads((out / "metrics.json").read_text())["history"]
+    return [at[name] for at in history["losses"] for name in sorted(at)]
+
+
+def step_of(out: Path, rank: int = 0) -> int:
+    """The last step that a traced run has begun; -1 before the first."""
+    path = out / "trace" / f"rank-{rank}.jsonl"
+    lines = path.read_bytes().splitlines()[-1:] if path.exists() else []
+    return max((json.loads(line)["step"] for line in lines), default=-1)
+
+
+def checkpoints_of(out: Path) -> list[Path]:
+    """Folders of checkpoints that were written to their end, oldest first."""
+    found = (out / "train").glob("attempt-*/checkpoint_*/manifest-0.json")
+    return sorted(path.parent for path in found)
+
+
+def wait_until(true: Callable[[], object], seconds: float = 240) -> None:
+    """Polls a condition closely: what it waits for may last a few milliseconds."""
+    limit = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < limit, "what the test waits for did not come"
+        time.sleep(0.005)
+
+
+class Meanwhile:
+    """Does something while the block runs a job: `when()` comes true, then `do()` is called."""
+
+    def __init__(self, when: Callable[[], object], do: Callable[[], object]) -> None:
+        self._when, self._do = when, do
+        self._error: BaseException | None = None
+        self._stop = threading.Event()
+        self.done = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Meanwhile:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if kind is None:
+            assert self._error is None, repr(self._error)
+            assert self.done, "the job ended before the fault"
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                if self._when():
+                    self._do()
+                    self.done = True
+                    return
+                time.sleep(0.005)
+        except BaseException as error:
+            self._error = error
+
+
+class Job:
+    """`python -m pipelines.<verb>` in a session of its own, with a Ray of its own."""
+
+    def __init__(self, verb: str, *arguments: str, log: Path) -> None:
+        self._log = log.open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", f"pipelines.{verb}", *arguments],
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+            cwd=Path(__file__).parents[2],
+            env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
+        )
+        self.log = log
+
+    def wait_until(self, true: Callable[[], object], seconds: float = 240) -> None:
+        """Waits for a state of a job that is still running."""
+
+        def check() -> object:
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            return true()
+
+        wait_until(check, seconds)
+
+    def kill(self) -> None:
+        """SIGKILL to the driver alone; returns when all that it had started is gone too."""
+        family = descendants(self.process.pid)
+        assert family, "the job has no Ray"
+        self.process.kill()
+        self.process.wait()
+        wait_until(lambda: not family & living(), 60)
+
+    def interrupt(self) -> int:
+        """Ctrl-C in its terminal: SIGINT to the whole group. Returns the exit code."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        return self.end()
+
+    def end(self, seconds: float = 300) -> int:
+        """Waits for the end; returns the exit code."""
+        try:
+            return self.process.wait(seconds)
+        finally:
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self._log.close()
+
+
+def _states() -> dict[int, tuple[int, str]]:
+    """Process id -> (parent, state) of every process."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue  # it has just ended
+        found[int(path.parent.name)] = (int(parent), state)
+    return found
+
+
+def living() -> set[int]:
+    """Processes that are there and no zombies."""
+    return {pid for pid, (_, state) in _states().items() if state != "Z"}
+
+
+def descendants(pid: int) -> set[int]:
+    """Everything that a process started, directly or not."""
+    states, found, new = _states(), set(), {pid}
+    while new:
+        new = {child for child, (parent, _) in states.items() if parent in new} - found
+        found |= new
+    return found
+
+
+def training_workers() -> dict[int, str]:
+    """Process id -> node id of the training workers that are alive on the connected Ray."""
+    import ray
+    from ray.util.state import list_actors
+
+    alive = list_actors(
+        ray.get_runtime_context().gcs_address,
+        filters=[("state", "=", "ALIVE"), ("class_name", "=", "RayTrainWorker")],
+    )
+    return {actor.pid: actor.node_id for actor in alive}
