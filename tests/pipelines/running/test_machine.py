@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from runs import wait_until
 
 from pipelines.running import machine
 from pipelines.running.need import Need
@@ -209,6 +210,7 @@ def test_a_ray_that_really_runs_is_seen(tmp_path):
     line = ["gcs_server", "-c", "read line", f"--session-dir={session}"]
     process = subprocess.Popen(line, executable="/bin/sh", stdin=subprocess.PIPE)
     try:
+        wait_until(lambda: Path(f"/proc/{process.pid}/cmdline").read_bytes())
         found = machine.other_rays(str(tmp_path / "session_2"))
         assert found.state == "warn" and str(tmp_path) in found.found
     finally:
