@@ -75,10 +75,13 @@ def running_cluster(need: Need, out: str) -> Cluster:
 
 def _dashboard_trouble() -> str | None:
     """Why the state API does not answer; Ray Train cleans up after a stopped trial through it."""
+    import ray
     from ray.util.state import list_nodes
 
     try:
-        list_nodes(limit=1, timeout=STATE_SECONDS)
+        # Without the address it looks for a Ray by itself, and may find the one of somebody else.
+        address = ray.get_runtime_context().gcs_address
+        list_nodes(address, limit=1, timeout=STATE_SECONDS)
     except Exception as error:  # connection errors of several libraries
         return " ".join(str(error).split())[:120] or type(error).__name__
     return None
