@@ -193,11 +193,11 @@ def test_bad_shards_are_told_counted_and_refilled(
     path.write_text(yaml.safe_dump(recipe))
     assert cli.main(["train", str(path), "--out", str(out)]) == 0
     said = " ".join(capfd.readouterr().err.split())
-    assert "image (train): " in said and "cannot be used and are left out" in said
+    assert "image (train): " in said and "samples cannot be used, such as" in said
     lines = [json.loads(x) for x in (out / "quarantine.jsonl").read_text().splitlines()]
     found = {line["key"]: line for line in lines}
     assert len(lines) == len(found)
-    assert {key for key, line in found.items() if "split" not in line} == undecodable
+    assert {key for key, line in found.items() if line["found_in"] == "stream"} == undecodable
     assert scanned <= set(found) and "is empty" in found[min(scanned - {"huge"})]["error"]
     cut = [line for line in lines if line["url"].endswith("000001.tar")]
     assert cut and "cut off" in " ".join(line["error"] for line in cut)
