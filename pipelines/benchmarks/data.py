@@ -34,6 +34,7 @@ from pipelines.running.jobs import run_workers
 from pipelines.running.runtime import ray_session
 from pipelines.streams.reader import BatchStream
 from pipelines.streams.shards import Index, subset
+from uml_core.errors import RunError
 from uml_core.specs import TrainSpec
 
 WORKLOADS = (IMAGES, PHOTOS, TEXTS, SOUNDS)
@@ -54,8 +55,8 @@ BOUNDS: dict[str, tuple[str, str]] = {
 class Contender(Protocol):
     """Makes batches when told to."""
 
-    def take(self, batches: int) -> None:
-        """Returns when so many batches were made."""
+    def take(self, batches: int) -> int:
+        """Samples made, when so many batches were."""
         ...
 
     def close(self) -> None:
@@ -71,10 +72,9 @@ class Ours:
         # Without the cache of decoded samples: neither has the other side one.
         self.stream: BatchStream = open_stream(segments, workload.modality(), cache_bytes=0)
 
-    def take(self, batches: int) -> None:
-        """Returns when so many batches have arrived here."""
-        for _ in range(batches):
-            next(self.stream)
+    def take(self, batches: int) -> int:
+        """Samples that arrived here, when so many batches have."""
+        return sum(len(next(self.stream).batch) for _ in range(batches))
 
     def close(self) -> None:
         """Ends the stream."""
@@ -187,8 +187,11 @@ def _timed(contender: Contender, batches: int) -> Callable[[], float]:
     def run() -> float:
         contender.take(WARM)
         began = time.perf_counter()
-        contender.take(batches)
-        return time.perf_counter() - began
+        made = contender.take(batches)
+        seconds = time.perf_counter() - began
+        if made != batches * BATCH:
+            raise RunError(f"{type(contender).__name__} made {made} of {batches * BATCH} samples")
+        return seconds
 
     return run
 

@@ -42,12 +42,11 @@ class PlainProcesses:
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def take(self, batches: int) -> None:
-        """Returns when the processes together have made so many batches."""
+    def take(self, batches: int) -> int:
+        """Samples made, when the processes together have made so many batches."""
         for number, pipe in enumerate(self._pipes):
             pipe.send(batches * (number + 1) // cores() - batches * number // cores())
-        for pipe in self._pipes:
-            pipe.recv()
+        return sum(pipe.recv() for pipe in self._pipes)
 
     def close(self) -> None:
         """Ends the processes."""
@@ -60,9 +59,11 @@ def _plain(urls: list[str], modality: Modality, batch: int, pipe: Connection) ->
     torch.set_num_threads(1)
     samples = _decoded(urls, modality)
     while (count := pipe.recv()) is not None:
+        made = 0
         for _ in range(count):
-            modality.collate([next(samples) for _ in range(batch)])
-        pipe.send(True)
+            x, _mask = modality.collate([next(samples) for _ in range(batch)])
+            made += len(x)
+        pipe.send(made)
 
 
 def _decoded(urls: list[str], modality: Modality) -> Iterator[torch.Tensor]:
@@ -100,10 +101,9 @@ class DataLoader:
         )
         self._batches = iter(loader)
 
-    def take(self, batches: int) -> None:
-        """Returns when so many batches have arrived here."""
-        for _ in range(batches):
-            next(self._batches)
+    def take(self, batches: int) -> int:
+        """Samples that arrived here, when so many batches have."""
+        return sum(len(next(self._batches)[0]) for _ in range(batches))
 
     def close(self) -> None:
         """Ends the workers."""

@@ -21,6 +21,7 @@ from pipelines.benchmarks.workloads import (
     TEXTS,
     segment,
 )
+from uml_core.errors import RunError
 
 SMALL = {w.name: dataclasses.replace(w, samples=80) for w in (IMAGES, TEXTS, SOUNDS)}
 
@@ -90,9 +91,23 @@ def test_rivals_make_the_batches_they_are_told_to(tmp_path):
     urls = [shard.url for shard in workload.index(tmp_path).shards]
     for rival in (PlainProcesses, DataLoader):
         contender = rival(urls, workload.modality(), 8)
-        contender.take(3)
-        contender.take(5)
+        assert (contender.take(3), contender.take(5)) == (24, 40)
         contender.close()
+
+
+class Lazy:
+    """Makes one batch less than it is told to."""
+
+    def take(self, batches):
+        return (batches - 1) * BATCH
+
+    def close(self):
+        pass
+
+
+def test_a_contender_that_does_less_work_is_no_measurement():
+    with pytest.raises(RunError, match="Lazy made 128 of 192 samples"):
+        data._timed(Lazy(), 3)()
 
 
 def test_memory_counts_this_process_and_shared_pages_once():
