@@ -41,8 +41,8 @@ def console(stream: TextIO | None = None) -> Console:
 
 
 def note(text: str) -> None:
-    """One line for the person who watches, on stderr."""
-    console(sys.stderr).print(Text(text, style="dim"))
+    """One line for the person who watches, on stderr; paths and urls in it are never broken."""
+    console(sys.stderr).print(Text(text, style="dim"), soft_wrap=True)
 
 
 def print_errors(problems: Sequence[str]) -> None:
@@ -185,7 +185,8 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line that stays above the bar."""
-        (self._bar.console if self._bar is not None else self._out).print(Text(text))
+        out = self._bar.console if self._bar is not None else self._out
+        out.print(Text(text), soft_wrap=True)
 
     def __exit__(
         self,

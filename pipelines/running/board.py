@@ -1,6 +1,6 @@
 """What workers tell the driver while a job runs: progress and events, through one small actor.
 
-The driver is blocked in `trainer.fit()` and Train's callbacks run in the controller process, so
+The driver waits for `trainer.fit()` and Train's callbacks run in the controller process, so
 progress bars, notes and tracking need a channel of their own. Workers never wait for it.
 """
 

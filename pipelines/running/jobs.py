@@ -6,12 +6,16 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
 import ray
 import torch
+from ray.util.state import list_actors
+from ray.util.state.exception import RayStateApiException
 
 from pipelines.files import disk_full
 from pipelines.running import checkpoints
@@ -85,9 +89,22 @@ def run_workers(
     KeyboardInterrupt on Ctrl-C, when the workers are gone.
     """
     trainer = _trainer(loop, config, spec, out)
+    result: Future[Any] = Future()
+
+    def fit() -> None:
+        try:
+            result.set_result(trainer.fit().return_value)
+        except BaseException as error:
+            result.set_exception(error)
+
+    # In the main thread `fit` takes SIGINT over, with a handler that leaves the process with code
+    # 0 or 1 in the midst of a call of Ray, before anybody is told what is lost.
+    threading.Thread(target=fit, name="trainer.fit", daemon=True).start()
     try:
-        with _interruptible():
-            return trainer.fit().return_value
+        return result.result()
+    except KeyboardInterrupt:
+        _end_workers()
+        raise
     except Exception as error:
         raise RunError(_cause(error, out)) from error
 
@@ -116,23 +133,28 @@ def _trainer(
     )
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C inside the block raises KeyboardInterrupt once the workers are gone.
+def _end_workers(seconds: float = 30) -> None:
+    """Ends the worker groups of this job; returns when their processes are gone.
 
-    `fit` installs a handler that ends the workers and then the process, with exit code 0, and
-    leaves it installed.
+    Train's controller always runs on the driver's node, so it can be killed by its process id; its
+    workers and their placement group are its own and go with it. Where Ray's state cannot be
+    read, they go with the job, a moment later.
     """
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as error:
-        if error.code:
-            raise
-        raise KeyboardInterrupt from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
+    limit = time.monotonic() + seconds
+    with contextlib.suppress(ray.exceptions.RayError, RayStateApiException):
+        for controller in _alive("TrainController"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(controller.pid, signal.SIGKILL)
+        while _alive("RayTrainWorker") and time.monotonic() < limit:
+            time.sleep(0.2)
+
+
+def _alive(kind: str) -> list[Any]:
+    """The living actors of a class that belong to this job."""
+    context = ray.get_runtime_context()
+    filters = [("class_name", "=", kind), ("state", "=", "ALIVE")]
+    found = list_actors(context.gcs_address, [*filters, ("job_id", "=", context.get_job_id())])
+    return list(found)
 
 
 def use_gpu(spec: TrainSpec) -> bool:

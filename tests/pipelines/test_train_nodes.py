@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 def test_a_run_outlives_its_nodes(fault_recipe, tmp_path):
     recipe = yaml.safe_load(Path(fault_recipe).read_text())
-    recipe["train"]["steps"] = 600  # time to lose a node, get another and lose the next
+    recipe["train"]["steps"] = 2000  # time to lose a node, get another and lose the next
     path, out = tmp_path / "recipe.yaml", tmp_path / "out"
     path.write_text(yaml.safe_dump(recipe))
     support = Path(__file__).parents[1] / "support"

@@ -121,3 +121,12 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch, total):
 )
 def test_clock(seconds, text):
     assert terminal.clock(seconds) == text
+
+
+def test_a_long_url_in_a_note_can_be_copied(capsys):
+    url = f"http://127.0.0.1:40669/{'folder/' * 15}text-train-000001.tar"
+    terminal.note(f"A read takes long: {url} (11 s so far).")
+    with terminal.Progress("Training", total=3) as progress:
+        progress.say(f"The last checkpoint is {url};")
+    said = capsys.readouterr().err
+    assert f"{url} (11 s so far)." in said and f"{url};" in said
