@@ -21,6 +21,8 @@ import torch
 
 from uml_core.modalities import Modality
 
+Raw = tuple[bytes, str, np.ndarray]  # a member, its suffix, random numbers for its augmentation
+
 
 def cores() -> int:
     """Processes and workers that every contender gets."""
@@ -57,16 +59,16 @@ class PlainProcesses:
 
 def _plain(urls: list[str], modality: Modality, batch: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
-    samples = _decoded(urls, modality)
+    samples = _read(urls, modality)
     while (count := pipe.recv()) is not None:
         made = 0
         for _ in range(count):
-            x, _mask = modality.collate([next(samples) for _ in range(batch)])
+            x, _mask = _batch(modality, [next(samples) for _ in range(batch)])
             made += len(x)
         pipe.send(made)
 
 
-def _decoded(urls: list[str], modality: Modality) -> Iterator[torch.Tensor]:
+def _read(urls: list[str], modality: Modality) -> Iterator[Raw]:
     rng = np.random.default_rng(0)
     for url in cycle(urls):
         with tarfile.open(url, "r|", bufsize=1 << 20) as tar:
@@ -75,7 +77,13 @@ def _decoded(urls: list[str], modality: Modality) -> Iterator[torch.Tensor]:
                 if suffix in modality.suffixes:
                     file = tar.extractfile(member)
                     assert file is not None
-                    yield modality.decode(file.read(), suffix, rng.random(modality.num_random))
+                    yield file.read(), suffix, rng.random(modality.num_random)
+
+
+def _batch(modality: Modality, samples: Sequence[Raw]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    items = [item for item in modality.decode_all(samples) if isinstance(item, torch.Tensor)]
+    assert len(items) == len(samples)
+    return modality.collate(items)
 
 
 class DataLoader:
@@ -89,8 +97,8 @@ class DataLoader:
                 list(urls), shardshuffle=False, empty_check=False, nodesplitter=None
             )
             .repeat()
-            .map(partial(_decode_sample, modality))
-            .batched(batch, collation_fn=modality.collate, partial=False)
+            .map(partial(_raw, modality))
+            .batched(batch, collation_fn=partial(_batch, modality), partial=False)
         )
         loader: Any = torch.utils.data.DataLoader(
             dataset,
@@ -110,6 +118,6 @@ class DataLoader:
         del self._batches
 
 
-def _decode_sample(modality: Modality, sample: dict[str, Any]) -> torch.Tensor:
+def _raw(modality: Modality, sample: dict[str, Any]) -> Raw:
     suffix = next(name for name in modality.suffixes if name in sample)
-    return modality.decode(sample[suffix], suffix, np.random.random(modality.num_random))
+    return sample[suffix], suffix, np.random.random(modality.num_random)

@@ -11,7 +11,7 @@ shuffling (evaluation) a bad row is left out instead: nothing is counted twice.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -143,17 +143,11 @@ class Assembler:
         return self.finish(group, self.decode(group, 0, len(group.rows)))
 
     def decode(self, group: Group, start: int, stop: int) -> list[Tensor | BadSample]:
-        """Rows start..stop-1 of a group, one by one."""
-        place, uniforms = self.places.of(group.segment), self._uniforms(group)
-        return [
-            self._one(
-                place,
-                group.rows[i],
-                group.data[i],
-                None if uniforms is None else uniforms[group.slots[i]],
-            )
-            for i in range(start, stop)
-        ]
+        """Rows start..stop-1 of a group."""
+        uniforms = self._uniforms(group)
+        us = [None if uniforms is None else uniforms[slot] for slot in group.slots[start:stop]]
+        rows, data = group.rows[start:stop], group.data[start:stop]
+        return self._all(self.places.of(group.segment), rows, data, us)
 
     def finish(self, group: Group, items: list[Tensor | BadSample]) -> Decoded:
         """The batch of a group's decoded rows: bad ones are replaced, the rest is collated."""
@@ -199,22 +193,39 @@ class Assembler:
     def _one(
         self, place: Place, row: int, data: bytes | None, u: np.ndarray | None
     ) -> Tensor | BadSample:
-        where = place.where(row)
+        [item] = self._all(place, [row], [data], [u])
+        return item
+
+    def _all(
+        self,
+        place: Place,
+        rows: Sequence[int],
+        data: Sequence[bytes | None],
+        us: Sequence[np.ndarray | None],
+    ) -> list[Tensor | BadSample]:
+        """Samples as far as they are known, the rest decoded together."""
+        places = [place.where(row) for row in rows]
+        items = [self._known(where, raw, u) for where, raw, u in zip(places, data, us, strict=True)]
+        new = [i for i, item in enumerate(items) if item is None]
+        decoded = self.modality.decode_all(
+            [(data[i] or b"", place.suffix(rows[i]), us[i]) for i in new]
+        )
+        for i, item in zip(new, decoded, strict=True):
+            items[i] = item
+            if isinstance(item, BadSample):
+                self._bad[places[i]] = item
+            elif self.cache is not None and us[i] is None:
+                self.cache.put(places[i], item)
+        return [item for item in items if item is not None]
+
+    def _known(
+        self, where: tuple[str, int], data: bytes | None, u: np.ndarray | None
+    ) -> Tensor | BadSample | None:
         if where in self._bad:
             return self._bad[where]
-        cache = self.cache if u is None else None
-        item = cache.get(where) if cache is not None else None
-        if item is not None:
-            return item
-        try:
-            if data is None:
-                raise BadSample(CUT_OFF)
-            item = self.modality.decode(data, place.suffix(row), u)
-        except BadSample as error:
-            self._bad[where] = error
-            return error
-        if cache is not None:
-            cache.put(where, item)
+        item = self.cache.get(where) if self.cache is not None and u is None else None
+        if item is None and data is None:
+            return self._bad.setdefault(where, BadSample(CUT_OFF))
         return item
 
     def _uniforms(self, group: Group) -> np.ndarray | None:

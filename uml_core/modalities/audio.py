@@ -121,17 +121,53 @@ class Audio(Modality):
         return problems
 
     def decode(self, data: bytes, suffix: str, u: np.ndarray | None = None) -> Tensor:
-        shift = 0.0
-        if u is not None and self.options.augment == "shift":
-            shift = (2 * float(u[0]) - 1) * self.options.max_shift
-        wave = self._wave(data, shift)
-        power = self._mel(wave)
-        if not bool(torch.isfinite(power).all()):
-            raise BadSample("the clip is louder than 32-bit floats can tell")
+        [item] = self.decode_all([(data, suffix, u)])
+        if isinstance(item, BadSample):
+            raise item
+        return item
+
+    def decode_all(
+        self, samples: Sequence[tuple[bytes, str, np.ndarray | None]]
+    ) -> list[Tensor | BadSample]:
+        # Spectra of many clips in one call: torchaudio takes a dozen small steps in Python, and
+        # threads that decode side by side would wait for each other at every one of them.
+        items: list[Any] = []
+        waves: dict[int, list[tuple[int, Tensor]]] = {}  # samples -> (place in `items`, wave)
+        for place, (data, _, u) in enumerate(samples):
+            try:
+                wave = self._wave(data, self._shift(u))
+            except BadSample as error:
+                items.append(error)
+                continue
+            items.append(None)
+            waves.setdefault(len(wave), []).append((place, wave))
+        for alike in waves.values():
+            spectra = self._spectra(torch.stack([wave for _, wave in alike]))
+            for (place, _), item in zip(alike, spectra, strict=True):
+                items[place] = item
+        return items
+
+    def _shift(self, u: np.ndarray | None) -> float:
+        """Seconds by which a clip is moved."""
+        if u is None or self.options.augment != "shift":
+            return 0.0
+        return (2 * float(u[0]) - 1) * self.options.max_shift
+
+    def _spectra(self, waves: Tensor) -> list[Tensor | BadSample]:
+        """(N, samples) -> N log-mel spectrograms (mels, frames)."""
+        power = self._mel(waves)
         values = power.clamp(min=FLOOR).log()
         if self.options.normalise == "constants":
-            return (values - LOG_MEAN) / LOG_STD
-        return (values - values.mean()) / values.std(correction=0).clamp(min=1e-3)
+            values = (values - LOG_MEAN) / LOG_STD
+        else:
+            deviation, mean = torch.std_mean(values, (1, 2), correction=0, keepdim=True)
+            values = (values - mean) / deviation.clamp(min=1e-3)
+        fine = torch.isfinite(power).flatten(1).all(1).tolist()
+        # Copies: a view would keep all clips of the call alive for one.
+        return [
+            v.clone() if ok else BadSample("the clip is louder than 32-bit floats can tell")
+            for v, ok in zip(values, fine, strict=True)
+        ]
 
     def _wave(self, data: bytes, shift: float) -> Tensor:
         """(samples,) mono at the wanted rate; only the part that is used is decoded."""
@@ -150,7 +186,8 @@ class Audio(Modality):
             raise BadSample(f"the clip cannot be decoded: {cause(error)}") from error
         if not len(samples):
             raise BadSample("the clip is cut off")
-        wave = torch.from_numpy(samples.mean(1))
+        # One channel is taken as it is: a mean over an axis of length 1 costs as much as reading.
+        wave = torch.from_numpy(samples[:, 0] if samples.shape[1] == 1 else samples.mean(1))
         if not bool(torch.isfinite(wave).all()):
             raise BadSample("the clip holds NaN or infinite values")
         wave = F.pad(wave, (max(0, -first), max(0, count + min(0, first) - len(wave))))

@@ -166,3 +166,18 @@ def test_problems_are_sentences_that_say_what_to_do():
     assert "stem: patches" in check("self_supervised", stem="conv")[0]
     assert check("self_supervised", stem="patches") == []
     assert len(check("supervised", sample_rate=0, seconds=0, mels=0, patch=0)) == 4
+
+
+@pytest.mark.parametrize("options", [{}, {"normalise": "constants", "augment": "shift"}])
+def test_clips_decoded_together_are_those_decoded_alone(options):
+    audio, rng = Audio(Options(**options)), np.random.default_rng(0)
+    clips = [encode(rng.uniform(-0.5, 0.5, n)) for n in (16_000, 9_000, 16_000, 40_000, 100)]
+    samples = [(clip, "wav", rng.random(1)) for clip in clips]
+    samples[3:3] = [(b"RIFF rubbish", "wav", rng.random(1)), (encode(np.zeros((0,))), "wav", None)]
+    together = audio.decode_all(samples)
+    assert [isinstance(item, BadSample) for item in together] == [0, 0, 0, 1, 1, 0, 0]
+    assert "cannot be decoded" in str(together[3]) and "empty" in str(together[4])
+    for sample, item in zip(samples, together, strict=True):
+        if isinstance(item, torch.Tensor):
+            torch.testing.assert_close(item, audio.decode(*sample), rtol=1e-5, atol=1e-5)
+            assert item.untyped_storage().nbytes() == item.nbytes  # holds no other clip's memory
