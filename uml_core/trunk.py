@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uml_core.errors import UserError
+from uml_core.kernels import attend, drop
 from uml_core.specs import ModelSpec
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),  # GPT-2's gelu_new
-    "relu": F.relu,
+    "relu": partial(F.relu, inplace=True),  # of a linear layer's output, which nobody else needs
 }
 
 
@@ -49,23 +50,23 @@ class Block(nn.Module):
         return self.norm2(x + self._drop(self._feed(x)))
 
     def _attend(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        B, T, D = x.shape
+        _, T, D = x.shape
         if T == 1:
             # One position attends to itself alone: the softmax is 1 and values pass unchanged.
             v = F.linear(x, self.qkv.weight[2 * D :], self.qkv.bias[2 * D :])
             return self.out(v)
-        q, k, v = (p.view(B, T, self.heads, -1).transpose(1, 2) for p in self.qkv(x).chunk(3, -1))
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal
-        )
-        return self.out(y.transpose(1, 2).reshape(B, T, D))
+        return self.out(attend(self.qkv(x), self.heads, mask, causal, self._dropout()))
 
     def _feed(self, x: Tensor) -> Tensor:
-        return self.down(self._drop(self.activation(self.up(x))))
+        # Flat, because an activation in place on a view of several dimensions costs a copy.
+        hidden = self.activation(self.up(x.flatten(0, 1)))
+        return self.down(self._drop(hidden)).view_as(x)
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return drop(x, self._dropout())
+
+    def _dropout(self) -> float:
+        return self.dropout if self.training else 0.0
 
 
 class Trunk(nn.Module):
