@@ -22,6 +22,7 @@ from pipelines.running.data import write_json
 
 SUITES = {
     "data": "streams to a training rank, against plain processes and a DataLoader",
+    "step": "the training step, against a plain PyTorch script",
     "sweep": "what a trial costs beside its training",
 }
 
