@@ -220,8 +220,11 @@ class Assassin(threading.Thread):
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_trial_that_dies_is_tried_again_then_marked(ray_cluster, recipe, tmp_path):
-    args = ("--space", "modality_ratio", "sweep.search=grid", "sweep.confirm=0", "train.steps=60")
+    space = tmp_path / "rates.py"
+    space.write_text(RATES)
+    args = ("--space", str(space), "sweep.search=grid", "sweep.confirm=0", "train.steps=60")
     undisturbed = sweep(recipe, tmp_path / "calm", *args)
     for retries, kills in ((2, 1), (0, 1)):
         out = tmp_path / f"retries{retries}"
@@ -241,6 +244,7 @@ def test_a_trial_that_dies_is_tried_again_then_marked(ray_cluster, recipe, tmp_p
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_killed_sweep_resumes_and_loses_at_most_the_running_trials(ray_cluster, recipe, tmp_path):
     args = ["--space", "modality_ratio", "sweep.search=grid", "train.steps=60"]
     calm = sweep(recipe, tmp_path / "calm", *args)
@@ -285,7 +289,7 @@ def groups_left() -> list[tuple[str, dict]]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_trials_of_two_workers_leak_nothing_and_give_what_one_worker_gives(
     ray_cluster, recipe, tmp_path
 ):
