@@ -142,7 +142,10 @@ class Job:
         assert family, "the job has no Ray"
         self.process.kill()
         self.process.wait()
-        wait_until(lambda: not family & living(), 60)
+        limit = time.monotonic() + 120
+        while left := family & living():
+            assert time.monotonic() < limit, [_command(pid) for pid in left]
+            time.sleep(0.1)
 
     def interrupt(self) -> int:
         """Ctrl-C in its terminal: SIGINT to the whole group. Returns the exit code."""
