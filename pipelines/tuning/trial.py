@@ -14,7 +14,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,10 @@ import torch
 
 from pipelines.running.data import Data, make_round, num_classes
 from pipelines.running.feed import load_batches
+from pipelines.streams.access import adopt, settings
 from pipelines.streams.assemble import DecodedCache
+from pipelines.streams.quarantine import EVALUATION, FILE, Quarantine
+from pipelines.streams.shards import Index
 from pipelines.tuning.held import Held, TrialFeed
 from uml_core.adaptive import Adaptive, Next
 from uml_core.arms import build_fit
@@ -82,13 +85,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Shared:
-    """What all trials have in common; goes to them once, through the object store."""
+    """What all trials have in common; goes to them once, through the object store.
+
+    access  the driver's settings of remote stores (streams/access.py)
+    """
 
     recipe: Recipe
     data: Data
     held: dict[str, Held]
     out: str
     threads: int
+    access: Mapping[str, str] = field(default_factory=settings, repr=False)
 
 
 class TrialRun:
@@ -104,6 +111,7 @@ class TrialRun:
         world: World | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> None:
+        adopt(shared.access)
         self.trial, self.recipe = trial, trial.recipe(shared.recipe)
         self.began = time.monotonic()
         self.world = world or OneProcess()
@@ -194,7 +202,7 @@ class SeedRun:
     ) -> None:
         self.number, self.run, self.recipe = seed, run, run.recipe
         self.modalities, self.target = shared.data.modalities, run.recipe.target
-        self.part = (run.world.rank, run.world.size)
+        self.part, self.out = (run.world.rank, run.world.size), Path(shared.out)
         shots = self.recipe.shots
         assert not isinstance(shots, list)
         self.round = make_round(self.recipe, shared.data, seed, shots)
@@ -205,7 +213,7 @@ class SeedRun:
             {},
             self.modalities,
             num_classes=num_classes(self.recipe, shared.data),
-            head_batches=lambda name: load_batches(self.round.train[name], self.modalities[name]),
+            head_batches=lambda name: self._load(self.round.train[name], name=name),
             device=device,
             world=run.world,
         )
@@ -229,7 +237,7 @@ class SeedRun:
             self.part,
             self.policy.rewound(cursor) if self.policy else cursor,
             self.recipe.quarantine_budget,
-            Path(shared.out),
+            self.out,
         )
         self.next: Next = self.feed.next
         self.evaluate = self._evaluation()
@@ -285,8 +293,20 @@ class SeedRun:
         probe, val = self._load(self.round.probe), self._load(self.round.val)
         return probe_accuracy(self.target, probe, val, self.recipe.probe.C)
 
-    def _load(self, index: Any, part: tuple[int, int] = (0, 1)) -> list[Batch]:
-        return load_batches(index, self.modalities[self.target], part)
+    def _load(
+        self, index: Index, part: tuple[int, int] = (0, 1), name: str | None = None
+    ) -> list[Batch]:
+        """Samples of the target, or of modality `name`, as `compare` reads them."""
+        name = name or self.target
+        bad = Quarantine(
+            self.out / FILE,
+            self.recipe.quarantine_budget,
+            modality=name,
+            rows=len(index),
+            found_in=EVALUATION,
+            urls=index.urls,
+        )
+        return load_batches(index, self.modalities[name], part, bad)
 
 
 # --------------------------------------------------------------------------- as a Tune function

@@ -68,7 +68,7 @@ def checkpoints_of(out: Path) -> list[Path]:
     return sorted(path.parent for path in found)
 
 
-def wait_until(true: Callable[[], object], seconds: float = 240) -> None:
+def wait_until(true: Callable[[], object], seconds: float = 480) -> None:
     """Polls a condition closely: what it waits for may last a few milliseconds."""
     limit = time.monotonic() + seconds
     while not true():
@@ -124,7 +124,7 @@ class Job:
         )
         self.log = log
 
-    def wait_until(self, true: Callable[[], object], seconds: float = 240) -> None:
+    def wait_until(self, true: Callable[[], object], seconds: float = 480) -> None:
         """Waits for a state of a job that is still running."""
 
         def check() -> object:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 
 from pipelines.running.data import make_round, open_data, resolved
 from pipelines.streams.plan import Plan
+from pipelines.streams.quarantine import EVALUATION, FILE
 from pipelines.streams.reader import iter_plan
 from pipelines.tuning.design import Pricing
 from pipelines.tuning.held import TrialFeed, hold
@@ -141,3 +144,22 @@ def test_learned_ratios_report_their_mix_and_the_batches_they_took(shared):
     mixes = reports[-1]["mix"]
     assert len(mixes) == 2 and [entry["step"] for entry in mixes[0]] == [4, 8]
     assert reports[-1]["batches"]["text"] + reports[-1]["batches"]["wave"] <= 12 + 1
+
+
+def test_a_bad_test_sample_is_left_out_and_written_down(tiny_recipe, tiny_data, tmp_path):
+    root, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(tiny_data, root)
+    made = recipe.from_dict({**tiny_recipe, "data_root": str(root)})
+    data = open_data(made)
+    index = data.test["image"]
+    with open(index.shards[index.shard_ids[3]].url, "r+b") as tar:
+        tar.seek(int(index.offsets[3]))
+        tar.write(b"not a picture")
+    out.mkdir()
+    held = hold(data.modalities, data.train, out, made.quarantine_budget)
+    shared = Shared(resolved(made, data), data, held, str(out), 0)
+    _, reports, _ = run(trial(shared, test=True), shared)
+    assert len(reports[-1]["test_accuracies"]) == len(made.seeds)
+    [line] = (out / FILE).read_text().splitlines()
+    assert json.loads(line)["key"] == index.keys[3]
+    assert json.loads(line)["found_in"] == EVALUATION
