@@ -93,8 +93,8 @@ class Meanwhile:
     def __exit__(self, kind: object, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        assert self._error is None, repr(self._error)
         if kind is None:
-            assert self._error is None, repr(self._error)
             assert self.done, "the job ended before the fault"
 
     def _run(self) -> None:
