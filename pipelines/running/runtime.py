@@ -57,19 +57,37 @@ def ray_session(
         return
     with _private_folder() as folder:
         try:
-            ray.init(
-                address="local",
-                num_cpus=local_cpus(workers, streams),
-                object_store_memory=object_store_bytes,
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                _temp_dir=folder,
-                log_to_driver=bool(os.environ.get("UML_RAY_LOGS")),
-                logging_level=logging.ERROR,
-            )
+            with _environment("RAY_TMPDIR", folder):
+                ray.init(
+                    address="local",
+                    num_cpus=local_cpus(workers, streams),
+                    object_store_memory=object_store_bytes,
+                    include_dashboard=True,
+                    dashboard_host="127.0.0.1",
+                    log_to_driver=bool(os.environ.get("UML_RAY_LOGS")),
+                    logging_level=logging.ERROR,
+                )
+            # Where Ray's own processes look their Ray up. With several on a machine they find none
+            # otherwise, and Train's cleaner leaves the placement groups of stopped trials behind.
+            current = Path(folder) / "ray" / "ray_current_cluster"
+            current.write_text(ray.get_runtime_context().gcs_address)
             yield
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Sets a variable for the processes that are started in the block."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 Tune knows nothing of the workers' CPUs and GPUs, so the sweep bounds how many such trials run at
 once (`search.concurrency`). Ray Train frees a stopped trial's placement group only while the
-dashboard answers; `runtime.ray_session` starts it.
+dashboard answers and can be found; `runtime.ray_session` sees to both.
 """
 
 from __future__ import annotations

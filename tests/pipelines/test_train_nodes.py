@@ -35,5 +35,6 @@ def test_a_run_outlives_its_nodes(fault_recipe, tmp_path):
     assert consumed(out) == planned(str(path))
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["restarts"] == 1, said
-    assert len(metrics["placement"]) == 2
+    environment = json.loads((out / "environment.json").read_text())
+    assert len(environment["placement"]["workers"]) == 2
     assert "started again; it goes on from step" in said

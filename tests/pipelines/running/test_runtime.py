@@ -7,6 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+
+import pytest
 
 from pipelines.running.runtime import _private_folder
 
@@ -42,3 +45,16 @@ def test_only_folders_of_killed_jobs_are_removed(tmp_path):
     assert not os.path.exists(mine)
     running.communicate()
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.ray
+def test_processes_of_a_local_ray_find_it_among_others(ray_cluster):
+    """Ray Train's cleaner of placement groups looks for its Ray this way."""
+    import ray
+
+    @ray.remote(num_cpus=0)
+    def found() -> str:
+        return (Path(os.environ["RAY_TMPDIR"]) / "ray" / "ray_current_cluster").read_text()
+
+    assert ray.get(found.remote()) == ray.get_runtime_context().gcs_address
+    assert "uml-ray-" not in os.environ.get("RAY_TMPDIR", "")  # nothing is left for other Rays
