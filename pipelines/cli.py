@@ -27,11 +27,14 @@ from uml_core.modalities import KINDS
 
 VERBS = {
     "prepare": "a source (world, folders, CSV) -> shards and index",
+    "embed": "a frozen encoder over shards -> shards of features, on Ray Data",
     "verify": "check shards against their index, their labels and each other",
     "train": "one run",
     "compare": "target-only baselines, UML and the permuted control, with paired statistics",
     "sweep": "which mix of modalities, searched on Ray Tune and confirmed on fresh seeds",
     "evaluate": "probes, test sets and analyses of a finished run",
+    "export": "the target-only model of a finished run, for plain Python and MLflow",
+    "predict": "an exported model over shards, files or tables, on Ray Data",
     "report": "write the HTML report of a finished run again",
     "theory": "the paper's theorems checked by number",
     "doctor": "everything that must hold before a run, with what to do where it does not",

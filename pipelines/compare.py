@@ -32,6 +32,7 @@ from pipelines.reporting.samples import save_samples
 from pipelines.running.cohort import Cohort, Result, run_cohort, steps_of
 from pipelines.running.data import (
     Data,
+    analysed,
     make_round,
     num_classes,
     open_data,
@@ -42,6 +43,7 @@ from pipelines.running.data import (
 )
 from pipelines.running.dry_run import describe
 from pipelines.running.exchange import exchange_json
+from pipelines.running.exporting import describe_model, of_comparison
 from pipelines.running.folder import opened
 from pipelines.running.forecasting import forecast_json, foresee, is_quick
 from pipelines.running.preflight import preflight
@@ -167,6 +169,9 @@ def _write(
     write_json(out / "environment.json", environment)
     save_samples(out, sample_inputs(recipe, data))
     write_json(out / "compare.json", answer)
+    if (out / "model").is_dir():
+        chosen = of_comparison(answer.get("results", [answer]), analysed(recipe)[0])
+        describe_model(out / "model", recipe, data, chosen)
     plots.save_comparison(answer, out / "compare.png")
     write_report(out)
 

@@ -45,6 +45,7 @@ from pipelines.running.data import (
     write_json,
 )
 from pipelines.running.dry_run import describe
+from pipelines.running.exporting import describe_model
 from pipelines.running.feed import Feed, Loader
 from pipelines.running.folder import FREE_IN_A_RUN, opened
 from pipelines.running.jobs import limit_threads, run_job, take_part
@@ -161,6 +162,9 @@ def _write(
     environment["quarantined"] = metrics["quarantined"] = quarantine.count(out / quarantine.FILE)
     write_json(out / "environment.json", environment)
     write_json(out / "metrics.json", metrics)
+    about = ("seed", "shots", "val_accuracy", "test_accuracy")
+    made_with = {"job": "train", **{name: metrics[name] for name in about}}
+    describe_model(out / "checkpoint", job.recipe, data, made_with)
     save_samples(out, sample_inputs(job.recipe, data))
     write_report(out)
 

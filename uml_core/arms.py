@@ -24,7 +24,7 @@ from uml_core.loop import Fit, OneProcess, View, World
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
 from uml_core.schedule import Schedule
-from uml_core.specs import ARMS, Recipe
+from uml_core.specs import ARMS, ModelSpec, Recipe
 
 UNIMODAL = ("unimodal", "unimodal_direct")
 HeadSource = Callable[[str], Iterable[Batch]]  # modality -> its training batches
@@ -103,9 +103,8 @@ def build_fit(
     spec = recipe.model
     used = {name: modalities[name] for name in names}
     if arm == "unimodal_direct":
-        options = dataclasses.replace(used[recipe.target].options, stem="identity")
-        used = {recipe.target: type(used[recipe.target])(options)}
-        spec = replace(spec, width=options.dim, trunk="none", heads=1)
+        direct, spec = without_projection(used[recipe.target], spec)
+        used = {recipe.target: direct}
     tuned: dict[str, Any] = {k: v for k, v in point.items() if k != "weight"}
     train = replace(recipe.train, **tuned)
     learner = UnpairedLearner(
@@ -136,6 +135,12 @@ def build_fit(
         world=world,
         sources=sources or {},
     )
+
+
+def without_projection(target: Modality, spec: ModelSpec) -> tuple[Modality, ModelSpec]:
+    """The target and the model of `unimodal_direct`: its features feed the head as they are."""
+    options = dataclasses.replace(target.options, stem="identity")
+    return type(target)(options), replace(spec, width=options.dim, trunk="none", heads=1)
 
 
 def arm_schedule(recipe: Recipe, names: Iterable[str]) -> Schedule:

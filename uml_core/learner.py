@@ -97,9 +97,10 @@ class UnpairedLearner(nn.Module):
 
     def logits(self, name: str, batch: Batch) -> Tensor:
         """(B, C) class scores of the shared classifier."""
-        return self._classify(name, self.embed(name, batch))
+        return self.classify(name, self.embed(name, batch))
 
-    def _classify(self, name: str, pooled: Tensor) -> Tensor:
+    def classify(self, name: str, pooled: Tensor) -> Tensor:
+        """(B, D) what `embed` gives -> (B, C) class scores of the shared classifier."""
         assert self.classifier is not None, "the self-supervised setting has no classifier"
         logits = self.classifier(pooled)
         if self.spec.logit_scale == "learned":
@@ -148,7 +149,7 @@ class UnpairedLearner(nn.Module):
         self, name: str, batch: Batch, r: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         if self.supervised:
-            logits = self._classify(name, self._pool(name, r, mask))
+            logits = self.classify(name, self._pool(name, r, mask))
             total = supervised_sum(logits.float(), batch.y, self.label_smoothing)
             return total, supervised_terms(batch.y)
         modality = self.modalities[name]

@@ -40,6 +40,7 @@ class Shard:
     sources  `source` (or `src`) of `<key>.json`, None where there is none
     bytes    size of the tar; sha256 of the tar
     problems what the scan could not use
+    encoder  of features that `uml embed` wrote: what made them (`uml_core.encoders`), else None
     """
 
     url: str
@@ -54,6 +55,7 @@ class Shard:
     bytes: int
     sha256: str
     problems: tuple[Problem, ...] = ()
+    encoder: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -111,6 +113,7 @@ def to_json(shard: Shard) -> dict[str, Any]:
         "hashes": shard.hashes,
         "sources": shard.sources,
         "problems": [[p.key, p.cause, p.lost] for p in shard.problems],
+        **({} if shard.encoder is None else {"encoder": shard.encoder}),
     }
 
 
@@ -133,6 +136,7 @@ def from_json(entry: Any, url: str) -> Shard | None:
                 Problem(_typed(key, str, type(None)), _typed(cause, str), _typed(lost, bool))
                 for key, cause, lost in entry.get("problems", [])
             ),
+            encoder=_typed(entry.get("encoder"), dict, type(None)),
         )
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         return None

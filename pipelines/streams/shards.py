@@ -180,6 +180,12 @@ class Index:
         return [(shard.url, problem) for shard in self.shards for problem in shard.problems]
 
     @property
+    def encoder(self) -> dict[str, Any] | None:
+        """What made the features of all shards; None for raw data and for features of several."""
+        found = [shard.encoder for shard in self.shards]
+        return found[0] if found and all(one == found[0] for one in found) else None
+
+    @property
     def shard_sizes(self) -> tuple[int, ...]:
         """Rows per shard; what a plan with windows needs."""
         counts = np.bincount(self.shard_ids, minlength=len(self.shards))

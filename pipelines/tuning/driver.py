@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 
 from pipelines.reporting import sweep_answer, terminal
 from pipelines.running.cohort import target_path
+from pipelines.running.exporting import describe_model, write_flavour
 from pipelines.running.jobs import use_gpu
 from pipelines.streams import quarantine
 from pipelines.tracking import Tracker
@@ -23,6 +23,7 @@ from pipelines.tuning.journal import Journal, Record
 from pipelines.tuning.search import Guided, Halving, Queue, concurrency, run_trials
 from pipelines.tuning.trial import STATE, Shared, Trial
 from uml_core.recipe import override
+from uml_core.specs import Recipe
 from uml_core.statistics import paired_gain
 
 
@@ -184,11 +185,11 @@ class Sweep:
         (self.out / "best.yaml").write_text(chosen.to_yaml(), encoding="utf-8")
         source = self.journal.records.get(conclusion.CONFIRMED["uml"], best)
         if source.checkpoint and Path(source.checkpoint).is_dir():
-            self._save_model(source, chosen.to_yaml())
+            self._save_model(source, chosen)
         self._collect()
 
-    def _save_model(self, source: Record, recipe: str) -> None:
-        """The target path of the seed of best validation, as `uml compare` leaves it."""
+    def _save_model(self, source: Record, recipe: Recipe) -> None:
+        """The target path of the seed of best validation, in the form that MLflow serves."""
         assert source.checkpoint is not None
         state = torch.load(Path(source.checkpoint) / STATE, map_location="cpu", weights_only=True)
         scores = dict(zip(source.trial.seeds, source.last["val_accuracies"], strict=True))
@@ -199,9 +200,19 @@ class Sweep:
             state["seeds"][str(seed)]["fit"]["best_weights"], self.made.recipe.target
         )
         save_file(weights, model / "model.safetensors")
-        (model / "recipe.yaml").write_text(recipe, encoding="utf-8")
-        names = json.dumps(list(self.made.data.classes), ensure_ascii=False, indent=1)
-        (model / "classes.json").write_text(names + "\n", encoding="utf-8")
+        (model / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        made_with = {
+            "job": "sweep",
+            "arm": source.trial.arm,
+            "seed": seed,
+            "shots": recipe.shots,
+            "chosen": source.trial.values,
+            "val_accuracy": scores[seed],
+        }
+        if "test_accuracies" in source.last:
+            tested = zip(source.trial.seeds, source.last["test_accuracies"], strict=True)
+            made_with["test_accuracy"] = dict(tested)[seed]
+        write_flavour(describe_model(model, recipe, self.made.data, made_with), model)
 
     def _collect(self) -> None:
         """Moves the checkpoints that stay into trials/ and removes Tune's and Train's folders."""

@@ -107,7 +107,7 @@ def test_the_files_of_a_sweep_and_bounded_disk_use(finished: Path, capsys):
     for name in ("report.html", "frontier.png", "best.yaml", "environment.json", "recipe.yaml"):
         assert (finished / name).stat().st_size > 0, name
     model = {path.name for path in (finished / "model").iterdir()}
-    assert model == {"model.safetensors", "recipe.yaml", "classes.json"}
+    assert {"model.safetensors", "model.json", "recipe.yaml", "MLmodel", "code"} <= model
     assert not list(finished.glob("tune-*"))
     kept = {path.name for path in (finished / "trials").iterdir()}
     found = json.loads((finished / "sweep.json").read_text())
