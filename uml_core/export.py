@@ -87,9 +87,13 @@ class TargetModel:
 
         Raises BadSample for what cannot be used.
         """
-        data = payload(sample)
-        suffixes = self.modality.suffixes
-        suffix = "npz" if "npz" in suffixes and data[:2] == b"PK" else suffixes[0]
+        return self.decode_file(sample)
+
+    def decode_file(self, sample: Any, suffix: str = "") -> Tensor:
+        """As `decode`, of a file with this suffix; without one the content tells."""
+        data, known = payload(sample), self.modality.suffixes
+        if suffix not in known:
+            suffix = "npz" if "npz" in known and data[:2] == b"PK" else known[0]
         return self.modality.decode(data, suffix)
 
     @torch.no_grad()

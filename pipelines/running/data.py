@@ -96,6 +96,7 @@ def open_data(recipe: Recipe) -> Data:
         if modality is not None:
             modalities[name] = modality
     _check_labels(recipe, splits, classes, problems)
+    _check_encoders(recipe, splits, problems)
     found, report = guards.check(
         splits["train"],
         splits["test"],
@@ -231,6 +232,21 @@ def _check_labels(
                     f"modalities.{name}.{split}: no sample has a label, but the "
                     f"{recipe.setting} setting needs them here (<key>.cls or `label` in <key>.json)"
                 )
+
+
+def _check_encoders(
+    recipe: Recipe, splits: dict[str, dict[str, Index]], problems: list[str]
+) -> None:
+    """Features of one modality must come from one encoder, or a test means nothing."""
+    for name in recipe.active:
+        shards = [s for by in splits.values() if name in by for s in by[name].shards]
+        made = [shard.encoder for shard in shards]
+        if any(one != made[0] for one in made):
+            names = {str((one or {}).get("name", "none that is known")) for one in made}
+            problems.append(
+                f"modalities.{name}: its shards hold features of different encoders or settings "
+                f"({', '.join(sorted(names))}): make all of them with one `uml embed`"
+            )
 
 
 def _absent_classes(recipe: Recipe, train: dict[str, Index], classes: tuple[str, ...]) -> list[str]:

@@ -135,7 +135,7 @@ class Audio(Modality):
         waves: dict[int, list[tuple[int, Tensor]]] = {}  # samples -> (place in `items`, wave)
         for place, (data, _, u) in enumerate(samples):
             try:
-                wave = self._wave(data, self._shift(u))
+                wave = self.wave(data, self._shift(u))
             except BadSample as error:
                 items.append(error)
                 continue
@@ -169,7 +169,7 @@ class Audio(Modality):
             for v, ok in zip(values, fine, strict=True)
         ]
 
-    def _wave(self, data: bytes, shift: float) -> Tensor:
+    def wave(self, data: bytes, shift: float = 0.0) -> Tensor:
         """(samples,) mono at the wanted rate; only the part that is used is decoded."""
         if data[:4] not in MAGIC:
             raise BadSample("the clip is neither WAV, FLAC nor OGG")

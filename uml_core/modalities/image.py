@@ -201,7 +201,7 @@ class Image(Modality):
         return problems
 
     def decode(self, data: bytes, suffix: str, u: np.ndarray | None = None) -> Tensor:
-        image = self._pixels(data)
+        image = self.pixels(data)
         augment = self.options.augment
         if u is None or augment == "none":
             return self._resized(image, _centre_square(*image.shape[1:]))
@@ -223,7 +223,7 @@ class Image(Modality):
             return image.contiguous()
         return V.resize(image, [size, size], antialias=True)
 
-    def _pixels(self, data: bytes) -> Tensor:
+    def pixels(self, data: bytes) -> Tensor:
         """(3, H, W) uint8; the size is read off the header before a pixel is decoded."""
         width, height = _header_size(data)
         if width * height > self.options.max_pixels:

@@ -80,6 +80,15 @@ class Text(Modality):
         return problems
 
     def decode(self, data: bytes, suffix: str, u: np.ndarray | None = None) -> Tensor:
+        text = self.text(data)
+        tokens = tokenise(text, self.options.unit)[: self.options.max_tokens]
+        if not tokens:
+            raise BadSample("the text holds no letter and no digit")
+        buckets = self.options.vocab - 1
+        return torch.tensor([1 + zlib.crc32(t.encode()) % buckets for t in tokens])
+
+    def text(self, data: bytes) -> str:
+        """UTF-8 -> text of at most max_chars characters. Raises BadSample."""
         limit = self.options.max_chars
         if len(data) > 4 * limit:  # UTF-8 takes at most 4 bytes per character
             raise BadSample(f"the text is longer than max_chars {limit}")
@@ -89,11 +98,7 @@ class Text(Modality):
             raise BadSample(f"the text is not UTF-8: {error}") from error
         if len(text) > limit:
             raise BadSample(f"the text has {len(text)} characters, more than max_chars {limit}")
-        tokens = tokenise(text, self.options.unit)[: self.options.max_tokens]
-        if not tokens:
-            raise BadSample("the text holds no letter and no digit")
-        buckets = self.options.vocab - 1
-        return torch.tensor([1 + zlib.crc32(t.encode()) % buckets for t in tokens])
+        return text
 
     def collate(self, items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         return pad_stack(items)

@@ -1,0 +1,241 @@
+"""What a frozen model is run over: shards, a folder or table of files and texts, Parquet columns.
+
+All are the same to the actors that read them: so many samples in a fixed order, of which any
+stretch can be read on any node that sees the files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.sources.reading import COLUMNS, Reading, read_source, suffix_of
+from pipelines.streams.assemble import CUT_OFF
+from pipelines.streams.shards import Index, load_index, read_rows
+from uml_core.errors import UserError, near
+
+CONTENT = ("input", "bytes", "data", "content", "features", "embedding", "vector", "series")
+NAMES = ("key", "id", "file")  # columns that name the rows
+WINDOW = 64  # samples read at once
+
+
+@dataclass(frozen=True)
+class Raw:
+    """One sample before decoding.
+
+    url     where it lies, for lists of bad samples
+    data    bytes of a file, a text, or numbers; None where it cannot be read, for `error`
+    suffix  of the file, lower case; label: class name or number where it is known
+    """
+
+    key: str
+    url: str
+    data: Any
+    suffix: str = ""
+    label: str | int | None = None
+    source: str | None = None
+    error: str = ""
+
+
+class Inputs(Protocol):
+    """So many samples of one kind, in a fixed order."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, first: int, stop: int) -> Iterator[Raw]:
+        """Samples first..stop-1."""
+        ...
+
+
+@dataclass(frozen=True)
+class ShardInputs:
+    """The samples of shards; labels are numbers."""
+
+    index: Index
+    kind: str
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, first: int, stop: int) -> Iterator[Raw]:
+        index = self.index
+        for start in range(first, stop, WINDOW):
+            rows = range(start, min(start + WINDOW, stop))
+            for row, data in zip(rows, read_rows(index, rows), strict=True):
+                whole = len(data) == index.sizes[row]
+                label = int(index.labels[row])
+                yield Raw(
+                    index.keys[row],
+                    index.origin(row)[0],
+                    data if whole else None,
+                    index.suffixes[row],
+                    label if label >= 0 else None,
+                    index.sources[row],
+                    "" if whole else CUT_OFF,
+                )
+
+
+@dataclass(frozen=True)
+class FileInputs:
+    """Files, and texts that stand in a table: (name, path or None, text or None)."""
+
+    items: tuple[tuple[str, str | None, str | None], ...]
+    kind: str
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def read(self, first: int, stop: int) -> Iterator[Raw]:
+        for name, path, text in self.items[first:stop]:
+            if path is None:
+                yield Raw(name, name, text or "", "txt")
+                continue
+            try:
+                yield Raw(name, path, Path(path).read_bytes(), suffix_of(path))
+            except OSError as error:
+                yield Raw(name, path, None, error=f"it cannot be read: {error.strerror}")
+
+
+@dataclass(frozen=True)
+class ParquetInputs:
+    """One column of Parquet files; a column `key`, `id` or `file` names the rows if there is one.
+
+    groups  (path, row group, rows) in order
+    """
+
+    groups: tuple[tuple[str, int, int], ...]
+    column: str
+    names: str | None
+    kind: str
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum([0, *(rows for _, _, rows in self.groups)])
+
+    def read(self, first: int, stop: int) -> Iterator[Raw]:
+        columns = [self.column, *([self.names] if self.names else [])]
+        for (path, group, rows), start in zip(self.groups, self._ends[:-1], strict=True):
+            low, high = max(first, start) - start, min(stop, start + rows) - start
+            if low >= high:
+                continue
+            table = pq.ParquetFile(path).read_row_group(group, columns).slice(low, high - low)
+            for row, value in enumerate(table.column(self.column).to_pylist(), int(low)):
+                place = f"row {start + row}"
+                key = str(table.column(self.names)[row - int(low)]) if self.names else place
+                error = "" if value is not None else "the cell is empty"
+                yield Raw(key, path, value, error=error)
+
+
+def open_inputs(source: str, kind: str, name: str | None = None) -> Inputs:
+    """The samples of a kind that a person points at.
+
+    source  a folder with shards, a pattern or url of shards, a Parquet file, a folder of Parquet
+            files, a folder of files, or a table of texts or files (see `uml prepare`)
+    name    of the modality, where a folder holds shards of several
+
+    Raises UserError where nothing of the kind is there.
+    """
+    path = Path(source)
+    if source.endswith(".tar") or (path.is_dir() and any(path.glob("*.tar"))):
+        return ShardInputs(_shards(path, source, kind, name), kind)
+    parquet = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if parquet and all(p.suffix == ".parquet" and p.is_file() for p in parquet):
+        found = _columns(parquet, kind)
+        if found is not None:
+            return found
+    listing = read_source(path, Reading(kind=kind, unlabelled=True))
+    if listing.bad:
+        problems = [f"{name}: {cause}" for name, cause in listing.bad[:20]]
+        raise UserError(problems)
+    return FileInputs(tuple((i.name, _absolute(i.path), i.text) for i in listing.items), kind)
+
+
+def _shards(path: Path, source: str, kind: str, name: str | None) -> Index:
+    if not path.is_dir():
+        return load_index(source, ".", kind)
+    from pipelines.sources.holdings import place
+
+    modalities = sorted({place(str(p))[0] for p in path.glob("*.tar")})
+    if name is None:
+        fitting = [m for m in modalities if _holds(path, m, kind)]
+        if len(fitting) != 1:
+            what = " and ".join(fitting) or "none of that kind"
+            raise UserError(
+                f"{source} holds shards of {', '.join(modalities)}; for {kind}: {what}. Name one "
+                f"with a pattern, such as '{source}/{(fitting or modalities)[0]}-test-*.tar'"
+            )
+        name = fitting[0]
+    if name not in modalities:
+        raise UserError(f"{source} has no shards of '{name}'{near(name, modalities)}")
+    return load_index(f"{name}-*.tar", source, kind)
+
+
+def _holds(folder: Path, modality: str, kind: str) -> bool:
+    """Whether the shards of a modality hold samples of a kind."""
+    first = min(p.name for p in folder.glob(f"{modality}-*.tar"))
+    try:
+        found = load_index(first, str(folder), kind)
+    except UserError:
+        return False
+    return not (kind == "text" and set(found.suffixes) != {"txt"})
+
+
+def _columns(paths: Sequence[Path], kind: str) -> Inputs | None:
+    """The column of Parquet files that holds samples of a kind; None: it may hold names of files.
+
+    Media are binary, texts strings, features lists of numbers.
+    """
+    files = [pq.ParquetFile(p) for p in paths]
+    schema = files[0].schema_arrow
+    fits = {"text": _is_text, "image": _is_binary, "audio": _is_binary}.get(kind, _is_numbers)
+    fitting = [f.name for f in schema if fits(f.type) and f.name not in NAMES]
+    usual = (*CONTENT, *(COLUMNS["text"] if kind == "text" else ()), kind)
+    named = [name for one in usual for name in fitting if name.lower() == one]
+    if not fitting:
+        return None
+    if not named and len(fitting) > 1:
+        raise UserError(
+            f"{paths[0]}: its columns {', '.join(fitting)} can all be {kind}: call the right one "
+            "'input'"
+        )
+    groups = tuple(
+        (str(path.resolve()), g, file.metadata.row_group(g).num_rows)
+        for path, file in zip(paths, files, strict=True)
+        for g in range(file.metadata.num_row_groups)
+    )
+    keys = [name for name in NAMES if name in schema.names]
+    return ParquetInputs(groups, (named or fitting)[0], keys[0] if keys else None, kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_numbers(kind: pa.DataType) -> bool:
+    """Lists of numbers, or lists of such lists."""
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(is_list(kind) for is_list in lists):
+        return False
+    inner = kind.value_type
+    return pa.types.is_floating(inner) or pa.types.is_integer(inner) or _is_numbers(inner)
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).resolve())
