@@ -23,6 +23,7 @@ from pipelines.running.data import write_json
 SUITES = {
     "data": "streams to a training rank, against plain processes and a DataLoader",
     "step": "the training step, against a plain PyTorch script",
+    "embed": "a frozen encoder over shards, against the bare encoder with cached inputs",
     "sweep": "what a trial costs beside its training",
 }
 

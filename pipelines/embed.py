@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import shutil
 import sys
 import time
@@ -237,7 +238,7 @@ class Encoding:
         if samples:
             shard = self._write(part, samples)
             report |= {"name": Path(shard.url).name, "shard": to_json(shard)}
-        return {**report, "began": began, "ended": time.monotonic()}
+        return {**report, "actor": os.getpid(), "began": began, "ended": time.monotonic()}
 
     def _samples(
         self, raws: Sequence[Raw], features: Sequence[torch.Tensor], bad: list[list[str]]

@@ -3,13 +3,16 @@
     uml prepare photos/ --out data/mine                  folder/<class>/<file>
     uml prepare texts.csv --out data/mine --split train  columns text and label
     uml prepare clips/ --out data/mine --split train     files and their CSV
+    uml prepare descriptions.json --out data/mine --split train     texts per class
+    uml prepare templates.txt --out data/mine --split train         lines with {}
     uml prepare shapes --out data/shapes --train 100     an embedded world
 
 SOURCE is the name of an embedded world, a folder of class folders (also below
-train/, val/ and test/), a table (CSV, TSV or Parquet) of texts or of files, or
-a folder of files with one table. --out defaults to data/<name of SOURCE>.
-Several modalities go into one --out, one call each; they share its
-classes.json. Bad files are listed with their cause and nothing is written;
+train/, val/ and test/), a table (CSV, TSV or Parquet) of texts or of files, a
+folder of files with one table, a JSON or YAML file {class: [sentences]}, or a
+text file of templates ("a photo of a {}.") for the classes of --out. --out
+defaults to data/<name of SOURCE>. Several modalities go into one --out, one call
+each; they share its classes.json. Bad files are listed with their cause and nothing is written;
 --skip-bad leaves them out. The same source and options give the same bytes.
 On a cluster, SOURCE and --out must be visible to every node.
 """
@@ -29,6 +32,7 @@ from pipelines import cli
 from pipelines.reporting import terminal
 from pipelines.sources import guards, holdings
 from pipelines.sources.decoding import kind_options
+from pipelines.sources.descriptions import is_descriptions, read_descriptions
 from pipelines.sources.packing import Packing, Ready, check_samples, draw_test, write, write_world
 from pipelines.sources.reading import Listing, Reading, normal, read_source
 from pipelines.streams.index import (
@@ -50,7 +54,8 @@ SHOWN = 20  # bad samples, unknown classes listed on the screen
 WORLD_NAME = "world.json"  # beside the shards of a world: how they were drawn
 TEST_SHARE = 0.2
 _OWN_DATA_ONLY = {  # options that a world has no use for
-    *("modality", "kind", "split", "test_share", "classes", "unlabelled", "skip_bad", "set"),
+    *("modality", "kind", "split", "test_share", "classes", "unlabelled", "skip_bad"),
+    *("skip_unknown", "set"),
     *("files", "text_column", "label_column", "file_column", "id_column"),
 }
 
@@ -79,6 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unlabelled", action="store_true", help="take samples without labels")
     parser.add_argument("--skip-bad", action="store_true", help="leave bad samples out")
     parser.add_argument(
+        "--skip-unknown",
+        action="store_true",
+        help="leave out, and list, what is labelled with a name that is no class",
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -105,10 +115,16 @@ def run(args: argparse.Namespace) -> int:
     folder = _out_folder(args.out or Path("data") / source.stem)
     columns = (args.text_column, args.label_column, args.file_column, args.id_column)
     try:
-        listing = read_source(source, Reading(args.kind, *columns, args.files, args.unlabelled))
+        if is_descriptions(source):
+            listing = read_descriptions(source, _known_classes(folder, args.classes))
+        else:
+            reading = Reading(args.kind, *columns, args.files, args.unlabelled)
+            listing = read_source(source, reading)
     except UserError as error:
         hint = near(args.source, WORLDS) if not source.exists() else ""
         raise UserError([problem + hint for problem in error.problems]) from None
+    if args.skip_unknown:
+        _leave_unknown(listing, _known_classes(folder, args.classes))
     options = kind_options(listing.kind, args.set)
     modality = args.modality or listing.kind
     classes, labels = _classes(listing, folder, args.classes)
@@ -298,9 +314,23 @@ def _classes(
         ]
         if len(unknown) > SHOWN:
             problems.append(f"{len(unknown) - SHOWN} more classes are not in {where}")
+        problems[-1] += ". Mend the names, or leave them out with --skip-unknown"
         raise UserError(problems)
     place = {name: i for i, name in enumerate(known)}
     return known, [None if name is None else place[name] for name in names]
+
+
+def _leave_unknown(listing: Listing, known: Sequence[str] | None) -> None:
+    """Takes out the samples of names that are no class, and notes every such name."""
+    if known is None:
+        raise UserError("--skip-unknown: there is no class list yet: give --classes FILE")
+    counts = Counter(i.label for i in listing.items if i.label and i.label not in known)
+    listing.items = [item for item in listing.items if item.label not in counts]
+    for name, count in sorted(counts.items()):
+        listing.notes.append(
+            f"left out: {count} {_plural(count, 'sample')} of '{name}', which is no class"
+            f"{near(name, known)}"
+        )
 
 
 def _known_classes(folder: Path, given: Path | None) -> list[str] | None:
