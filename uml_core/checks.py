@@ -199,6 +199,12 @@ def _check_train(recipe: Recipe, names: Collection[str], problems: list[str]) ->
             f"train.batch_size: {train.batch_size} is less than one sample for each of "
             f"{train.workers} workers"
         )
+    parts = ("trunk", "classifier", *(f"stems.{name}" for name in names))
+    for part, factor in train.lr_factors.items():
+        if not any(part == known or part.startswith(f"{known}.") for known in parts):
+            problems.append(f"train.lr_factors: no part '{part}'{near(part, parts)}")
+        if not 0 < factor < math.inf:
+            problems.append(f"train.lr_factors.{part}: must be above 0 (got {factor})")
     if train.warmup is None:
         return
     if train.warmup.modality not in names:

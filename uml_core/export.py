@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from uml_core.encoders.trainable import architecture_only
 from uml_core.errors import UserError
 from uml_core.learner import UnpairedLearner
 from uml_core.modalities import KINDS, Batch, Modality
@@ -36,6 +37,7 @@ from uml_core.specs import ModelSpec
 from uml_core.typed import build
 
 WEIGHTS, FACTS = "model.safetensors", "model.json"
+ENCODER = "encoder"  # configuration of a network that was trained along; its weights are in WEIGHTS
 FORMAT = 1
 MAX_BYTES = 64 << 20  # of model.json
 BATCH = 256
@@ -147,6 +149,9 @@ class TargetModel:
         weights = {k: v.cpu().contiguous() for k, v in self.learner.state_dict().items()}
         save_file(weights, folder / f"{WEIGHTS}.part")
         os.replace(folder / f"{WEIGHTS}.part", folder / WEIGHTS)
+        stem: Any = self.learner.stems[self.name]
+        if hasattr(stem, "save_architecture"):
+            stem.save_architecture(folder / ENCODER)
         self.save_facts(folder)
 
     def save_facts(self, folder: str | Path) -> None:
@@ -175,9 +180,10 @@ def target_model(
     """
     # Trained weights take the place of a language model's, whose folder may be gone by now.
     spec = dataclasses.replace(spec, trunk_init=None)
-    learner = UnpairedLearner(
-        {name: modality}, spec, num_classes=None if classes is None else len(classes)
-    )
+    with architecture_only():
+        learner = UnpairedLearner(
+            {name: modality}, spec, num_classes=None if classes is None else len(classes)
+        )
     wanted = learner.state_dict().keys()
     try:
         learner.load_state_dict({k: v for k, v in weights.items() if k in wanted})
@@ -204,6 +210,8 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> TargetModel:
     spec = build(ModelSpec, facts["model"], "model", problems)
     if problems:
         raise UserError([f"{folder / FACTS}: {problem}" for problem in problems])
+    if (folder / ENCODER).is_dir():
+        options = dataclasses.replace(options, encoder=str(folder / ENCODER))
     try:
         weights = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:

@@ -135,7 +135,10 @@ class Fit:
         )
         self.module = self.world.wrap(self.learner, alike)
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=self.spec.lr, weight_decay=self.spec.weight_decay, fused=True
+            parameter_groups(self.learner, self.spec.lr_factors),
+            lr=self.spec.lr,
+            weight_decay=self.spec.weight_decay,
+            fused=True,
         )
         self.best_accuracy = -math.inf
         self.best_step = 0
@@ -167,7 +170,7 @@ class Fit:
             self._note_gradients(mine, step)
         rate = learning_rate(self.spec, step, self.schedule.total)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         if self.learner.spec.dropout:
             # Dropout by seed, step and rank: a resumed run draws what an uninterrupted one does.
             torch.manual_seed(zlib.crc32(f"{self.seed}.{step}.{self.world.rank}".encode()))
@@ -404,6 +407,18 @@ def validate(fits: Sequence[Fit], step: int, evaluate: Callable[[Fit], float]) -
             accuracy = evaluate(fit)
         fit.learner.train()
         fit.validate(step, accuracy)
+
+
+def parameter_groups(learner: nn.Module, factors: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Groups of parameters for an optimiser, each with the `factor` of its learning rate.
+
+    factors: the beginning of parameters' names -> factor; the longest that fits counts, else 1.
+    """
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in learner.named_parameters():
+        fitting = [part for part in factors if f"{name}.".startswith(f"{part}.")]
+        groups.setdefault(factors[max(fitting, key=len)] if fitting else 1.0, []).append(parameter)
+    return [{"params": members, "factor": factor} for factor, members in groups.items()]
 
 
 def learning_rate(spec: TrainSpec, step: int, total: int) -> float:

@@ -110,6 +110,7 @@ class TrainSpec:
     weight_decay: float = 0.01
     lr_schedule: Literal["cosine", "constant"] = "cosine"
     lr_warmup: int = 10  # steps of linear warm-up
+    lr_factors: dict[str, float] = field(default_factory=dict)  # part (stems.NAME, ...): times lr
     clip: float | None = None  # gradient norm
     label_smoothing: float = 0.0
     mode: Literal["joint", "alternate"] = "joint"
@@ -195,6 +196,7 @@ class Recipe:
     setting: Literal["supervised", "self_supervised"] = "supervised"
     shots: int | list[int] | None = None  # labelled target samples per class; null = all
     data_root: str | None = None  # folder or URI that relative paths of shards start from
+    source: str | None = None  # where this data comes from, its licence: --dry-run goes without it
     world: WorldSpec | None = None
     model: ModelSpec = field(default_factory=ModelSpec)
     train: TrainSpec = field(default_factory=TrainSpec)

@@ -34,13 +34,20 @@ class Options:
     """Recipe fields of kind `image`."""
 
     size: int = option(32, "pixels per side; other sizes are cropped to a square and resized")
-    stem: Literal["auto", "conv", "vit", "patches"] = option(
+    stem: Literal["auto", "conv", "vit", "patches", "encoder"] = option(
         "auto",
         "conv: three small strided convolutions, supervised only; vit: vision transformer; "
         "patches: linear patch embeddings with learned positions, all of them for the trunk; "
-        "auto: conv in the supervised setting, patches in the self-supervised one, where vit is "
-        "the same",
+        "encoder: a pretrained network that trains along, supervised only; auto: conv in the "
+        "supervised setting, patches in the self-supervised one, where vit is the same",
     )
+    encoder: str | None = option(
+        None,
+        "encoder: folder, or transformers:ID; size, mean and std are then the encoder's own",
+    )
+    tune: Literal["full", "lora", "frozen"] = option("full", "encoder: which weights train")
+    lora_rank: int = option(8, "encoder, lora: rank of the updates of every linear layer")
+    recompute: bool = option(False, "encoder: gradient checkpointing: less memory, more time")
     pool: bool = option(
         True,
         "supervised: one token per image (conv: mean of the grid; vit: class token); false: all",
@@ -175,7 +182,9 @@ class Image(Modality):
 
     @classmethod
     def check(cls, options: Any, *, setting: str, width: int, heads: int) -> list[str]:
-        problems = least_problems(options, size=1, patch=1, layers=0, heads=1, max_pixels=1)
+        problems = least_problems(
+            options, size=1, patch=1, layers=0, heads=1, max_pixels=1, lora_rank=1
+        )
         problems += most_problems(options, size=4096, layers=1000, heads=1000, max_pixels=10**9)
         if not 1 <= min(options.channels) <= max(options.channels) <= MAX_CHANNELS:
             problems.append(f"channels: must both be 1 to {MAX_CHANNELS}.")
@@ -187,6 +196,13 @@ class Image(Modality):
             problems.append(
                 "stem: conv has no next patch to predict: use stem: patches in the "
                 "self-supervised setting."
+            )
+        if (options.stem == "encoder") != (options.encoder is not None):
+            problems.append("encoder: give it with stem: encoder, and only there.")
+        if options.stem == "encoder" and setting == "self_supervised":
+            problems.append(
+                "stem: encoder sees the whole picture, which would show the model the patch it has "
+                "to predict: use stem: patches in the self-supervised setting."
             )
         if options.class_token and (options.stem != "patches" or setting == "self_supervised"):
             problems.append(
@@ -251,7 +267,19 @@ class Image(Modality):
     def stem(self, width: int, *, supervised: bool) -> nn.Module:
         if not supervised or self.options.stem == "patches":
             return _Patches(self.options, width, class_token=self.class_token)
+        if self.options.stem == "encoder":
+            from uml_core.encoders.trainable import EncoderStem
+
+            return EncoderStem(self.options, _Normalise(self.options), width)
         return (_ViT if self.options.stem == "vit" else _Conv)(self.options, width)
+
+    def with_input(self, item: Tensor) -> Image:
+        """With an encoder, its own size and pixel statistics; else as it is."""
+        if self.options.stem != "encoder":
+            return self
+        from uml_core.encoders.trainable import own_preprocessing
+
+        return Image(own_preprocessing(self.options))
 
     @property
     def class_token(self) -> bool:
@@ -260,7 +288,7 @@ class Image(Modality):
     def most_positions(self, *, supervised: bool) -> int:
         options = self.options
         if supervised and options.stem != "patches":
-            if options.pool:
+            if options.pool or options.stem == "encoder":
                 return 1
             if options.stem != "vit":
                 return math.ceil(options.size / 8) ** 2
