@@ -41,6 +41,8 @@ VERBS = {
     "bench": "speed as ratios against ceilings in the same run",
 }
 
+PAPER = "paper"  # folder of recipes
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code."""
@@ -79,7 +81,9 @@ def usage() -> str:
     verbs = "\n".join(f"  {name:<10}{purpose}" for name, purpose in VERBS.items())
     return (
         "uml VERB [RECIPE] [key=value ...] [--out DIR] [--json] [--dry-run]\n\n"
-        f"{verbs}\n\nRECIPE is a file or a packaged recipe: {', '.join(packaged())}.\n"
+        f"{verbs}\n\nRECIPE is a file or a packaged recipe: {', '.join(packaged())}.\n\n"
+        f"Experiments of the paper; `uml compare NAME --dry-run` says where the data comes from:\n"
+        f"{textwrap.fill(', '.join(of_the_paper()), 78, break_on_hyphens=False)}.\n\n"
         "`uml VERB --help` shows an example."
     )
 
@@ -148,21 +152,29 @@ def _field_line(prefix: str, field: dataclasses.Field, meaning: str) -> str:
 def load_recipe(args: argparse.Namespace) -> specs.Recipe:
     """The recipe that the arguments name, with their overrides."""
     path = Path(args.recipe)
+    base = None
     if path.suffix not in (".yaml", ".yml"):
-        if args.recipe not in packaged():
-            known = packaged()
+        known = [*packaged(), *of_the_paper()]
+        if args.recipe not in known:
             raise UserError(
                 f"no recipe '{args.recipe}'{near(args.recipe, known)}: give a .yaml file or one "
-                f"of {', '.join(known)}"
+                f"of {', '.join(packaged())}, or of the paper's under {PAPER}/ (`uml --help`)"
             )
         path = Path(str(resources.files("pipelines"))) / "recipes" / f"{args.recipe}.yaml"
-    return recipe.load(path, args.overrides)
+        base = Path.cwd()  # nobody's data lies beside packaged files
+    return recipe.load(path, args.overrides, base=base)
 
 
 def packaged() -> list[str]:
     """Names of the packaged recipes."""
     folder = resources.files("pipelines") / "recipes"
     return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def of_the_paper() -> list[str]:
+    """Names of the recipes of the paper's experiments, which need data from outside."""
+    folder = Path(str(resources.files("pipelines"))) / "recipes" / PAPER
+    return sorted(f"{PAPER}/{path.stem}" for path in folder.glob("*.yaml"))
 
 
 def out_folder(args: argparse.Namespace, name: str, *, resume: bool = False) -> Path:

@@ -41,7 +41,7 @@ from pipelines.running.data import (
     sample_inputs,
     write_json,
 )
-from pipelines.running.dry_run import describe
+from pipelines.running.dry_run import describe, describe_without, lacks_data
 from pipelines.running.exchange import exchange_json
 from pipelines.running.exporting import describe_model, of_comparison
 from pipelines.running.folder import opened
@@ -72,6 +72,9 @@ def run(args: argparse.Namespace) -> int:
     recipe = cli.load_recipe(args)
     arms = applicable(recipe)
     out = cli.out_folder(args, recipe.name, resume=args.resume)
+    if args.dry_run and lacks_data(recipe):
+        print(describe_without(recipe, arms))
+        return 0
     data = open_data(recipe)
     recipe = resolved(recipe, data)
     check_weights(recipe.model)

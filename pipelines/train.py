@@ -44,7 +44,7 @@ from pipelines.running.data import (
     sample_inputs,
     write_json,
 )
-from pipelines.running.dry_run import describe
+from pipelines.running.dry_run import describe, describe_without, lacks_data
 from pipelines.running.exporting import describe_model
 from pipelines.running.feed import Feed, Loader
 from pipelines.running.folder import FREE_IN_A_RUN, opened
@@ -84,6 +84,9 @@ def run(args: argparse.Namespace) -> int:
     if len({k for k, _ in others} | {shots}) > 1:
         raise UserError("train makes one run: give one number of shots (compare takes a list)")
     out = cli.out_folder(args, recipe.name, resume=args.resume)
+    if args.dry_run and lacks_data(recipe):
+        print(describe_without(recipe))
+        return 0
     data = open_data(recipe)
     recipe = resolved(recipe, data)
     check_weights(recipe.model)

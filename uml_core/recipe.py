@@ -20,14 +20,17 @@ from uml_core.specs import ModalitySpec, ModelSpec, Recipe, ShiftSpec
 from uml_core.typed import MAX_TEXT, build, read_yaml
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load(
+    path: str | Path, overrides: Sequence[str] = (), *, base: str | Path | None = None
+) -> Recipe:
     """Reads a recipe file and merges `key=value` overrides (dotted keys, YAML values).
 
-    A relative data_root in the file resolves against its folder, one in an override, and the paths
-    of a test set in an override, against the working directory; relative paths of shards and label
-    maps against data_root. Raises UserError with every problem.
+    A relative data_root in the file resolves against `base` (default: its folder), one in an
+    override, and the paths of a test set in an override, against the working directory; relative
+    paths of shards and label maps against data_root. Raises UserError with every problem.
     """
     path = Path(path)
+    base = path.parent if base is None else Path(base)
     try:
         with open(path, "rb") as file:
             raw = read_yaml(file.read(MAX_TEXT + 1).decode())
@@ -38,7 +41,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds no recipe: expected a mapping, got {type(raw).__name__}")
     if "data_root" in raw:
-        raw["data_root"] = _absolute(raw["data_root"], path.parent)
+        raw["data_root"] = _absolute(raw["data_root"], base)
     if isinstance(raw.get("model"), dict) and "trunk_init" in raw["model"]:
         raw["model"]["trunk_init"] = _absolute(raw["model"]["trunk_init"], path.parent)
     problems: list[str] = []
@@ -47,9 +50,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if "data_root" not in raw:
         world = raw.get("world")
         name = world.get("name") if isinstance(world, dict) else None
-        raw["data_root"] = (
-            _absolute(f"data/{name}", Path.cwd()) if name else _absolute(".", path.parent)
-        )
+        raw["data_root"] = _absolute(f"data/{name}", Path.cwd()) if name else _absolute(".", base)
     return from_dict(raw, problems)
 
 

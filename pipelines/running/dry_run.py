@@ -6,11 +6,45 @@ from collections.abc import Sequence
 
 from pipelines.running.data import Data, make_round, rounds_of
 from pipelines.running.need import count_parameters, worker_memory
+from pipelines.streams.storage import expand
 from uml_core import language_trunk
 from uml_core.comparison import units_of
+from uml_core.errors import UserError
 from uml_core.specs import Recipe
 
 MIB = 1 << 20
+
+
+def lacks_data(recipe: Recipe) -> bool:
+    """Whether this is a recipe of data from outside (`source`) of which no shard is here yet."""
+    if recipe.source is None:
+        return False
+    assert recipe.data_root is not None
+    for name in recipe.active:
+        try:
+            expand(recipe.modalities[name].train, recipe.data_root)
+            return False
+        except UserError:
+            continue
+    return True
+
+
+def describe_without(recipe: Recipe, arms: Sequence[str] | None = None) -> str:
+    """The text of `--dry-run` before the data is there: all that does not depend on it."""
+    lines = [recipe.to_yaml(), f"data        not in {recipe.data_root} yet: {recipe.source}"]
+    for name in recipe.active:
+        spec = recipe.modalities[name]
+        wanted = [f"{split} {getattr(spec, split)}" for split in ("train", "val", "test")]
+        kept = [text for text in wanted if not text.endswith(" None")]
+        lines.append(f"{name:<11} {spec.kind}: {', '.join(kept)}")
+    if not (recipe.train.warmup and recipe.train.warmup.steps is None):
+        lines.append(f"steps       {recipe.schedule().total}, batch {recipe.train.batch_size}")
+    if arms is not None:
+        budgets = recipe.shots if isinstance(recipe.shots, list) else [recipe.shots]
+        points = len(units_of(recipe, arms, recipe.seeds[0], budgets[0]))
+        fits = points * len(recipe.seeds) * len(budgets)
+        lines.append(f"fits        {fits} ({', '.join(arms)}; {len(recipe.seeds)} seeds)")
+    return "\n".join(lines)
 
 
 def describe(recipe: Recipe, data: Data, arms: Sequence[str] | None = None) -> str:
