@@ -15,7 +15,8 @@ Leaves in --out: <modality>-<split>-*.tar with one .npy per sample (kind `vector
 series of all patches, tokens or frames, kind `sequence`), the keys, labels and sources of DATA,
 classes.json, and index.json, which names the encoder, the hash of its weights and its
 preprocessing. Samples that cannot be used go to quarantine.jsonl. --resume goes on with a job that
-was stopped; what is done is never done again.
+was stopped; what is done is never done again. On a cluster, DATA, the weights and --out must be
+visible to every node.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ encoder takes: its weights are looked for where they lay, or in --encoder, and m
 Leaves in --out (default: predictions/<timestamp>): predictions/part-*.parquet with one row per
 sample (key, label where it is known, prediction, probabilities in the order of model.json's
 classes, embedding), predict.json, and quarantine.jsonl with the samples that could not be used.
---resume goes on with a job that was stopped.
+--resume goes on with a job that was stopped. On a cluster, all of it must be visible to every node.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ FIRST, MOST = 8, 1024  # samples
 TRIALS = 2  # batches of a size before it is judged by the faster of them
 WORTH = 1.05  # a larger batch must do so many times more per second
 
+CPU_FULL = "not enough memory: you tried to allocate"  # what torch says of the main memory
+
 T = TypeVar("T")
 
 
@@ -76,7 +78,9 @@ class BatchSize:
             began = time.perf_counter()
             try:
                 done = work([items[i] for i in places])
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                if not isinstance(error, torch.OutOfMemoryError) and CPU_FULL not in str(error):
+                    raise
                 torch.cuda.empty_cache()
                 self.too_large()
                 continue

@@ -22,7 +22,7 @@ from pipelines.running.data import Data
 from pipelines.running.finished import WEIGHTS, FinishedRun, open_finished
 from uml_core.arms import without_projection
 from uml_core.errors import UserError, near
-from uml_core.export import FACTS, TargetModel, load, target_model
+from uml_core.export import ENCODER, FACTS, TargetModel, load, target_model
 from uml_core.serving import INPUT
 from uml_core.specs import Recipe
 
@@ -176,7 +176,8 @@ def write_flavour(model: TargetModel, folder: Path) -> None:
         folder / CODE / "uml_core",
         ignore=shutil.ignore_patterns("__pycache__"),
     )
-    pins = [f"{name}=={importlib.metadata.version(name)}" for name in REQUIRED]
+    wanted = [*REQUIRED, *(("transformers", "peft") if (folder / ENCODER).is_dir() else ())]
+    pins = [f"{name}=={importlib.metadata.version(name)}" for name in wanted]
     write_text(folder / "requirements.txt", "\n".join(pins) + "\n")
     environment = {
         "python": platform.python_version(),

@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.sources import holdings
 from pipelines.sources.reading import COLUMNS, Reading, read_source, suffix_of
 from pipelines.streams.assemble import CUT_OFF
 from pipelines.streams.shards import Index, load_index, read_rows
-from uml_core.errors import UserError, near
+from uml_core.errors import UserError
 
 CONTENT = ("input", "bytes", "data", "content", "features", "embedding", "vector", "series")
 NAMES = ("key", "id", "file")  # columns that name the rows
@@ -139,18 +140,18 @@ class ParquetInputs:
                 yield Raw(key, path, value, error=error)
 
 
-def open_inputs(source: str, kind: str, name: str | None = None) -> Inputs:
+def open_inputs(source: str, kind: str) -> Inputs:
     """The samples of a kind that a person points at.
 
-    source  a folder with shards, a pattern or url of shards, a Parquet file, a folder of Parquet
-            files, a folder of files, or a table of texts or files (see `uml prepare`)
-    name    of the modality, where a folder holds shards of several
+    source: a folder with shards (all splits of the one modality of this kind), a pattern or url of
+    shards, a Parquet file, a folder of Parquet files, a folder of files, or a table of texts or
+    files (see `uml prepare`).
 
     Raises UserError where nothing of the kind is there.
     """
     path = Path(source)
     if source.endswith(".tar") or (path.is_dir() and any(path.glob("*.tar"))):
-        return ShardInputs(_shards(path, source, kind, name), kind)
+        return ShardInputs(_shards(path, source, kind), kind)
     parquet = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if parquet and all(p.suffix == ".parquet" and p.is_file() for p in parquet):
         found = _columns(parquet, kind)
@@ -163,34 +164,28 @@ def open_inputs(source: str, kind: str, name: str | None = None) -> Inputs:
     return FileInputs(tuple((i.name, _absolute(i.path), i.text) for i in listing.items), kind)
 
 
-def _shards(path: Path, source: str, kind: str, name: str | None) -> Index:
+def _shards(path: Path, source: str, kind: str) -> Index:
     if not path.is_dir():
         return load_index(source, ".", kind)
-    from pipelines.sources.holdings import place
-
-    modalities = sorted({place(str(p))[0] for p in path.glob("*.tar")})
-    if name is None:
-        fitting = [m for m in modalities if _holds(path, m, kind)]
-        if len(fitting) != 1:
-            what = " and ".join(fitting) or "none of that kind"
-            raise UserError(
-                f"{source} holds shards of {', '.join(modalities)}; for {kind}: {what}. Name one "
-                f"with a pattern, such as '{source}/{(fitting or modalities)[0]}-test-*.tar'"
-            )
-        name = fitting[0]
-    if name not in modalities:
-        raise UserError(f"{source} has no shards of '{name}'{near(name, modalities)}")
-    return load_index(f"{name}-*.tar", source, kind)
+    modalities = sorted({holdings.place(str(p))[0] for p in path.glob("*.tar")})
+    fitting = [name for name in modalities if _holds(path, name, kind)]
+    if len(fitting) != 1:
+        found = " and ".join(fitting) or "none of them"
+        raise UserError(
+            f"{source} holds shards of {', '.join(modalities)}; of kind {kind}: {found}. Name "
+            f"those you mean, such as '{source}/{(fitting or modalities)[0]}-test-*.tar'"
+        )
+    return load_index(f"{fitting[0]}-*.tar", source, kind)
 
 
 def _holds(folder: Path, modality: str, kind: str) -> bool:
     """Whether the shards of a modality hold samples of a kind."""
     first = min(p.name for p in folder.glob(f"{modality}-*.tar"))
     try:
-        found = load_index(first, str(folder), kind)
+        load_index(first, str(folder), kind)
     except UserError:
         return False
-    return not (kind == "text" and set(found.suffixes) != {"txt"})
+    return True
 
 
 def _columns(paths: Sequence[Path], kind: str) -> Inputs | None:

@@ -172,7 +172,7 @@ def test_every_problem_is_told_at_once():
         "seting: unknown field (did you mean 'setting'?)",
         "seeds: give at least one",
         "modalities.image.sze: unknown field of kind image (did you mean 'size'?)",
-        "modalities.image.stem: input should be 'auto', 'conv', 'vit' or 'patches' (did you mean",
+        "modalities.image.stem: input should be 'auto', 'conv', 'vit', 'patches' or 'encoder'",
         "modalities.text.kind: 'txt' is not one of",
         "modalities.pen.train: missing",
         "modalities.pen.weight: cannot be negative",

@@ -95,7 +95,7 @@ def locate(name: str) -> Located:
 
 
 def check_package(scheme: str) -> None:
-    """Raises UserError where the library of a scheme is not installed."""
+    """Raises UserError where the library of a scheme (or another package) is not installed."""
     package = PACKAGES.get(scheme, scheme)
     try:
         importlib.metadata.version(package)

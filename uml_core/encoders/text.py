@@ -41,6 +41,7 @@ class TransformersText(TextEncoder):
             raise UserError("--pooling pooler: for text encoders use auto, cls or mean")
         name = type(self.tokenizer).__name__
         self.preprocessing = {"tokenizer": name, "max_tokens": self.most}
+        _settle(self.tokenizer, self.most)
 
     def tokens(self, text: str) -> list[int]:
         found = self.tokenizer(text, truncation=True, max_length=self.most)["input_ids"]
@@ -79,6 +80,7 @@ class Sentence(TextEncoder):
         self.most = made.max_seq_length or MOST_TOKENS
         name = type(self.tokenizer).__name__
         self.preprocessing = {"tokenizer": name, "max_tokens": self.most}
+        _settle(self.tokenizer, self.most)
 
     def tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, truncation=True, max_length=self.most)["input_ids"]
@@ -88,6 +90,11 @@ class Sentence(TextEncoder):
         out = self.network({name: value.to(self.device) for name, value in batch.items()})
         name = "token_embeddings" if self.wanted.output == "tokens" else "sentence_embedding"
         return out[name], out["attention_mask"]
+
+
+def _settle(tokenizer: Any, most: int) -> None:
+    """Sets the truncation once: threads may share a tokeniser as long as nobody changes it."""
+    tokenizer("a", truncation=True, max_length=most)
 
 
 def _most(tokenizer: Any, config: Any) -> int:

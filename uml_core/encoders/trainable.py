@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from uml_core.encoders.base import Wanted
-from uml_core.encoders.opening import Located, locate
+from uml_core.encoders.opening import Located, check_package, locate
 from uml_core.encoders.vision import TransformersVision
 from uml_core.errors import UserError
 
@@ -131,6 +131,8 @@ def own_preprocessing(options: Any) -> Any:
     from transformers import AutoImageProcessor
 
     path = _found(options.encoder).path
+    if options.tune == "lora":
+        check_package("peft")
     try:
         processor = AutoImageProcessor.from_pretrained(path, local_files_only=True)
     except Exception as error:  # transformers raises a dozen kinds

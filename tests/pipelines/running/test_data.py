@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,14 @@ from pipelines.running.dry_run import describe
 from pipelines.running.feed import load_batches
 from pipelines.streams.plan import Plan
 from pipelines.streams.reader import iter_plan
-from pipelines.streams.shards import Sample, read_rows, write_classes, write_shards
+from pipelines.streams.shards import (
+    Sample,
+    read_rows,
+    write_classes,
+    write_index,
+    write_shard,
+    write_shards,
+)
 from uml_core.errors import UserError
 from uml_core.recipe import from_dict
 from uml_core.schedule import Warmup
@@ -180,3 +188,37 @@ def test_classes_that_an_auxiliary_lacks_are_told_and_left_out(vectors, tmp_path
     assert np.bincount(few.labels).tolist() == [2, 2, 2]
     with pytest.raises(UserError, match="class 'cedar' has 2 samples but 3"):
         make_round(recipe(vectors, text={"shots": 3}), data, 0, 4)
+
+
+def test_features_of_two_encoders_are_not_one_modality(tmp_path):
+    def shards(split: str, encoder: dict | None) -> None:
+        made = [Sample(f"{split}{i}", "npy", npy([i, len(split)]), i % 2) for i in range(8)]
+        path = tmp_path / f"image-{split}-000000.tar"
+        shard = write_shard(str(path), made, "vector")
+        write_index(str(tmp_path), [replace(shard, encoder=encoder)])
+
+    recipe = from_dict(
+        {
+            "name": "features",
+            "target": "image",
+            "data_root": str(tmp_path),
+            "allow_overlap": 1,
+            "modalities": {
+                "image": {
+                    "kind": "vector",
+                    "train": "image-train-0*",
+                    "test": "image-test-0*",
+                }
+            },
+        }
+    )
+    one = {"name": "transformers:vit", "weights_sha256": "1"}
+    shards("train", one)
+    shards("test", one)
+    assert open_data(recipe).train["image"].encoder == one
+    shards("test", {**one, "weights_sha256": "2"})
+    with pytest.raises(UserError, match="different encoders or settings"):
+        open_data(recipe)
+    shards("test", None)
+    with pytest.raises(UserError, match=r"none that is known, transformers:vit"):
+        open_data(recipe)
