@@ -28,6 +28,7 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,21 +110,18 @@ def run(args: argparse.Namespace) -> int:
     open_encoder(found, kind, wanted)  # what is wrong with it is told before anything is written
     stage = out / f".uml-embed-{modality}"
     stage.mkdir(parents=True, exist_ok=True)
-    reports = {}
-    for split, index in splits.items():
-        work = Embedding(found, kind, wanted, index, str(stage), f"{modality}-{split}", args)
-        keep_request(stage, work.request(), f"request-{split}.json")
-        reports[split] = run_parts(
-            work,
-            parts_of(len(index), args.per_part),
-            stage / f"progress-{split}.jsonl",
-            title=f"Encoding {modality} {split}",
-            quarantine=Quarantine(
-                out / FILE, args.quarantine_budget, modality=modality, rows=len(index)
-            ),
-            actors=args.actors,
-            device=args.device,
-        )
+    work = Embedding(found, kind, wanted, splits, str(stage), modality, args)
+    keep_request(stage, work.request())
+    samples = sum(map(len, splits.values()))
+    reports = run_parts(
+        work,
+        work.parts(),
+        stage / "progress.jsonl",
+        title=f"Encoding {modality}",
+        quarantine=Quarantine(out / FILE, args.quarantine_budget, modality=modality, rows=samples),
+        actors=args.actors,
+        device=args.device,
+    )
     shards = _publish(out, stage, reports, next(iter(splits.values())).classes)
     result = _result(modality, reports, shards, time.monotonic() - began)
     if args.json:
@@ -188,10 +186,29 @@ class Embedding:
     found: Located
     kind: str
     wanted: Wanted
-    index: Index
+    splits: dict[str, Index]
     stage: str
-    prefix: str
+    modality: str
     args: argparse.Namespace
+
+    def parts(self) -> list[Part]:
+        """All splits in one row of parts, none of which crosses from one split to the next."""
+        return [part for part, *_ in self._places()]
+
+    def place(self, part: Part) -> tuple[str, int, int]:
+        """(split, number of its shard, rows of the splits before it)."""
+        _, split, number, before = self._places()[part.number]
+        return split, number, before
+
+    def _places(self) -> list[tuple[Part, str, int, int]]:
+        found: list[tuple[Part, str, int, int]] = []
+        before = 0
+        for split, index in self.splits.items():
+            for p in parts_of(len(index), self.args.per_part):
+                part = Part(len(found), before + p.first, before + p.stop)
+                found.append((part, split, p.number, before))
+            before += len(index)
+        return found
 
     @property
     def weights_bytes(self) -> int:
@@ -201,7 +218,7 @@ class Embedding:
         """What must be the same for a job to go on."""
         return {
             "weights": self.found.weights_sha256(),
-            "data": self.index.fingerprint,
+            "data": {split: index.fingerprint for split, index in self.splits.items()},
             "output": self.wanted.output,
             "pooling": self.wanted.pooling,
             "bf16": self.wanted.bf16,
@@ -219,14 +236,15 @@ class Encoding:
     def __init__(self, work: Embedding, encoder: Encoder) -> None:
         self.work, self.encoder = work, encoder
         self.size = BatchSize(work.args.batch_size)
-        self.inputs = ShardInputs(work.index, work.kind)
         self.about: dict[str, Any] | None = None
 
     def __call__(self, part: Part) -> Report:
         began = time.monotonic()
         bad: list[list[str]] = []
         samples: list[Sample] = []
-        read = self.inputs.read(part.first, part.stop)
+        split, number, before = self.work.place(part)
+        inputs = ShardInputs(self.work.splits[split], self.work.kind)
+        read = inputs.read(part.first - before, part.stop - before)
         for raws, items in decoded(read, self.encoder.decode, bad):
             features: list[Any] = [None] * len(items)
             for places, rows in self.size.batches(
@@ -235,9 +253,14 @@ class Encoding:
                 for place, row in zip(places, rows, strict=True):
                     features[place] = row
             samples += self._samples(raws, features, bad)
-        report = {"samples": len(samples), "bad": bad, "batch_size": self.size.size}
+        report: Report = {
+            "split": split,
+            "samples": len(samples),
+            "bad": bad,
+            "batch_size": self.size.size,
+        }
         if samples:
-            shard = self._write(part, samples)
+            shard = self._write(f"{self.work.modality}-{split}-{number:06d}.tar", samples)
             report |= {"name": Path(shard.url).name, "shard": to_json(shard)}
         return {**report, "actor": os.getpid(), "began": began, "ended": time.monotonic()}
 
@@ -264,9 +287,9 @@ class Encoding:
         np.save(stream, values, allow_pickle=False)
         return stream.getvalue()
 
-    def _write(self, part: Part, samples: list[Sample]) -> Shard:
+    def _write(self, name: str, samples: list[Sample]) -> Shard:
         kind = "sequence" if self.work.wanted.output == "tokens" else "vector"
-        path = Path(self.work.stage, f"{self.work.prefix}-{part.number:06d}.tar")
+        path = Path(self.work.stage, name)
         return replace(write_shard(str(path), _distinct(samples), kind), encoder=self.about)
 
 
@@ -287,12 +310,12 @@ def _distinct(samples: Sequence[Sample]) -> list[Sample]:
 def _publish(
     out: Path,
     stage: Path,
-    reports: dict[str, list[Report]],
+    reports: Sequence[Report],
     classes: Sequence[str] | None,
 ) -> list[Shard]:
     """Moves all shards into place, with their index and the class list."""
     shards = []
-    for report in (r for found in reports.values() for r in found if "shard" in r):
+    for report in (r for r in reports if "shard" in r):
         name = report["name"]
         shard = from_json(report["shard"], str(out / name))
         assert shard is not None
@@ -309,14 +332,16 @@ def _publish(
 
 
 def _result(
-    modality: str, reports: dict[str, list[Report]], shards: Sequence[Shard], seconds: float
+    modality: str, reports: Sequence[Report], shards: Sequence[Shard], seconds: float
 ) -> dict[str, Any]:
-    every = [r for found in reports.values() for r in found]
+    samples: Counter[str] = Counter()
+    for report in reports:
+        samples[report["split"]] += report["samples"]
     return {
         "modality": modality,
-        "samples": {s: sum(r["samples"] for r in found) for s, found in reports.items()},
-        "quarantined": sum(len(r["bad"]) for r in every),
-        "batch_size": max(r["batch_size"] for r in every),
+        "samples": dict(samples),
+        "quarantined": sum(len(r["bad"]) for r in reports),
+        "batch_size": max(r["batch_size"] for r in reports),
         "encoder": shards[0].encoder,
         "wall_seconds": round(seconds, 1),
     }

@@ -27,7 +27,7 @@ import torch
 from pipelines.benchmarks.rivals import cores
 from pipelines.benchmarks.workloads import Workload, jpeg
 from pipelines.embed import Embedding
-from pipelines.running.actors import Report, parts_of, run_parts
+from pipelines.running.actors import Report, run_parts
 from pipelines.running.runtime import ray_session
 from pipelines.streams.quarantine import Quarantine
 from pipelines.streams.shards import read_rows
@@ -127,11 +127,11 @@ class _Measured:
         stage.mkdir()
         options = argparse.Namespace(batch_size=None, dtype="float32", per_part=self.part)
         work = Embedding(
-            self.found, self.case.kind, Wanted(), self.index, str(stage), "data-train", options
+            self.found, self.case.kind, Wanted(), {"train": self.index}, str(stage), "data", options
         )
         reports = run_parts(
             work,
-            parts_of(len(self.index), self.part),
+            work.parts(),
             stage / "progress.jsonl",
             title=self.case.name,
             quarantine=Quarantine(None, 0),

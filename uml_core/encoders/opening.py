@@ -212,6 +212,10 @@ def open_encoder(
     maker = _maker(found.scheme, kind)
     if maker is None:
         raise UserError(f"--encoder {found.name}: {found.scheme} has no encoder of {kind}")
+    if found.scheme in ("transformers", "sentence"):
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # of reading weights: it would fight with ours
     try:
         made: Encoder = maker(found, wanted)
     except UserError:
