@@ -135,13 +135,12 @@ def _pool(
     if device == "cuda" and not gpus:
         raise UserError("--device cuda: this Ray has no GPU; use cpu or auto")
     count = min(len(parts), actors or gpus or cpu_actors(work.weights_bytes))
-    shared = ray.put(work)
+    shared = ray.put(work)  # held here, so that actors that restart find it again
     rows = [{"number": p.number, "first": p.first, "stop": p.stop} for p in parts]
     actor: Any = _Actor
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         actor,
-        # Inside a list: actors that restart find it, as long as the driver holds it.
-        fn_constructor_args=([shared], access.settings(), "cuda" if gpus else "cpu", count),
+        fn_constructor_args=(shared, access.settings(), "cuda" if gpus else "cpu", count),
         compute=ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=IN_FLIGHT),
         num_cpus=1,
         num_gpus=1 if gpus else None,
@@ -170,7 +169,7 @@ def cpu_actors(weights_bytes: int) -> int:
 class _Actor:
     """One process of the pool."""
 
-    def __init__(self, work: list[Any], found: Mapping[str, str], device: str, count: int) -> None:
+    def __init__(self, work: Any, found: Mapping[str, str], device: str, count: int) -> None:
         import ray
         import torch
 
@@ -178,7 +177,7 @@ class _Actor:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // count) if device == "cpu" else 4)
         self._error = ""
         try:
-            self._do = ray.get(work[0]).open(device)
+            self._do = ray.get(work).open(device)
         except (UserError, RunError) as error:
             self._error = str(error)
 
