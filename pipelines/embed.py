@@ -69,7 +69,7 @@ from uml_core.errors import RunError, UserError, near
 from uml_core.sizing import BatchSize
 
 KINDS = ("image", "text", "audio")
-PER_PART = 1000  # samples of a shard of features, and of an actor's task
+PER_PART = 500  # samples of a shard of features, and of an actor's task
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -48,7 +48,7 @@ from uml_core.errors import UserError
 from uml_core.export import FACTS, TargetModel, load
 from uml_core.sizing import BatchSize
 
-PER_PART = 2000  # samples of a Parquet file
+PER_PART = 500  # samples of a Parquet file, and of an actor's task
 JOURNAL = "progress.jsonl"
 Scores = tuple[np.ndarray | None, np.ndarray]  # probabilities (N, C), embeddings (N, D)
 
