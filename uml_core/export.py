@@ -85,14 +85,15 @@ class TargetModel:
         return next(self.learner.parameters()).device
 
     def decode(self, sample: Any) -> Tensor:
-        """One input, decoded. sample: bytes of a file, a str of text, or numbers of an array.
+        """One input, decoded to the shape that its kind has.
 
-        Raises BadSample for what cannot be used.
+        sample: bytes of a file, a str of text, or numbers of an array. Raises BadSample for what
+        cannot be used.
         """
         return self.decode_file(sample)
 
     def decode_file(self, sample: Any, suffix: str = "") -> Tensor:
-        """As `decode`, of a file with this suffix; without one the content tells."""
+        """As `decode`, to the same shape, of a file with this suffix; else the content tells."""
         data, known = payload(sample), self.modality.suffixes
         if suffix not in known:
             suffix = "npz" if "npz" in known and data[:2] == b"PK" else known[0]
@@ -172,7 +173,7 @@ def target_model(
     encoder: dict[str, Any] | None = None,
     made_with: dict[str, Any] | None = None,
 ) -> TargetModel:
-    """The model of weights that may hold more than the target's path.
+    """The model of weights (a state dict, tensors of any shape) that may hold more than its path.
 
     modality  of the target, with its input sizes known; classes: None when self-supervised
 

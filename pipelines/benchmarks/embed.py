@@ -252,6 +252,6 @@ def _sentences(rng: np.random.Generator) -> bytes:
 
 
 CASES = (
-    Case("vision", _vit, jpeg(320), "image", "jpg", part=32, parts=4),
-    Case("text", _bert, _sentences, "text", "txt", part=500, parts=4),
+    Case("vision", _vit, jpeg(320), "image", "jpg", part=16, parts=3),
+    Case("text", _bert, _sentences, "text", "txt", part=300, parts=3),
 )

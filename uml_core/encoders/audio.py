@@ -41,6 +41,7 @@ class TransformersAudio(AudioEncoder):
             self.pooling = "projection" if self.towers else "pooler"
 
     def decode(self, data: bytes, suffix: str = "") -> Tensor:
+        """Bytes of a file -> (samples,) at the encoder's rate. Raises BadSample."""
         return _long_enough(super().decode(data, suffix), self.sample_rate)
 
     def _features(self, items: Sequence[Tensor]) -> tuple[Tensor, None]:
@@ -84,6 +85,7 @@ class Torchaudio(AudioEncoder):
         }
 
     def decode(self, data: bytes, suffix: str = "") -> Tensor:
+        """Bytes of a file -> (samples,) at the encoder's rate. Raises BadSample."""
         wave = _long_enough(super().decode(data, suffix), self.sample_rate)
         return torch.nn.functional.layer_norm(wave, wave.shape) if self.normalise else wave
 

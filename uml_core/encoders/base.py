@@ -117,6 +117,7 @@ class ImageEncoder(Encoder):
     _image = Image(ImageOptions())
 
     def decode(self, data: bytes, suffix: str = "") -> Tensor:
+        """Bytes of a picture -> (3, S, S), or what else the network takes. Raises BadSample."""
         return self.prepare(self._image.pixels(data))
 
     @abstractmethod
@@ -124,6 +125,7 @@ class ImageEncoder(Encoder):
         """(3, H, W) uint8 -> what the network takes of one picture."""
 
     def alike(self, item: Tensor) -> Hashable:
+        """Pictures of one shape."""
         return tuple(item.shape)
 
 
@@ -161,7 +163,9 @@ class AudioEncoder(Encoder):
         self._audio = Audio(options)
 
     def decode(self, data: bytes, suffix: str = "") -> Tensor:
+        """Bytes of a clip -> (samples,) at the encoder's rate. Raises BadSample."""
         return self._audio.wave(data)
 
     def alike(self, item: Tensor) -> Hashable:
+        """Clips of one length; item: (samples,)."""
         return len(item)

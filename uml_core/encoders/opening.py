@@ -54,6 +54,7 @@ class Located:
 
     @property
     def weights_bytes(self) -> int:
+        """Size of all weight files."""
         return sum(os.path.getsize(file) for file in self.files)
 
     def weights_sha256(self) -> str:

@@ -114,7 +114,10 @@ class Torchvision(ImageEncoder):
 
 
 def tensors(path: Any) -> dict[str, Tensor]:
-    """A state dict of a file: safetensors, or what torch reads without running code."""
+    """A state dict of a file, tensors of any shape.
+
+    Of safetensors, or of what torch reads without running code.
+    """
     if str(path).endswith(".safetensors"):
         return load_file(path)
     return torch.load(path, map_location="cpu", weights_only=True)
@@ -126,7 +129,7 @@ def positions(hidden: Tensor) -> Tensor:
 
 
 def pooler_of(out: Any) -> Tensor:
-    """The features of a tower, whatever the version of transformers wraps them in."""
+    """The features (B, D) of a tower, whatever the version of transformers wraps them in."""
     return out if isinstance(out, Tensor) else out.pooler_output
 
 

@@ -274,7 +274,7 @@ class Image(Modality):
         return (_ViT if self.options.stem == "vit" else _Conv)(self.options, width)
 
     def with_input(self, item: Tensor) -> Image:
-        """With an encoder, its own size and pixel statistics; else as it is."""
+        """With an encoder, its own size and pixel statistics; else as it is. item: (3, S, S)."""
         if self.options.stem != "encoder":
             return self
         from uml_core.encoders.trainable import own_preprocessing
