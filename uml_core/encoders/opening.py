@@ -214,9 +214,7 @@ def open_encoder(
     if maker is None:
         raise UserError(f"--encoder {found.name}: {found.scheme} has no encoder of {kind}")
     if found.scheme in ("transformers", "sentence"):
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()  # of reading weights: it would fight with ours
+        no_bars()
     try:
         made: Encoder = maker(found, wanted)
     except UserError:
@@ -228,6 +226,13 @@ def open_encoder(
         ) from error
     made.network.to(device).eval().requires_grad_(False)
     return made
+
+
+def no_bars() -> None:
+    """Weights are read without transformers' own bar, which would fight with ours."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _maker(scheme: str, kind: str) -> Any:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from uml_core.encoders.base import Wanted
-from uml_core.encoders.opening import Located, check_package, locate
+from uml_core.encoders.opening import Located, check_package, locate, no_bars
 from uml_core.encoders.vision import TransformersVision
 from uml_core.errors import UserError
 
@@ -90,6 +90,7 @@ class _Vision(TransformersVision):
     def __init__(self, found: Located) -> None:
         from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
+        no_bars()
         if _bare.get() or torch.empty(0).is_meta:
             self.wanted, self.pooling = Wanted(), "auto"
             config = AutoConfig.from_pretrained(found.path, local_files_only=True)
