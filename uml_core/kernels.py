@@ -51,7 +51,7 @@ def _attend_by_products(
 
 
 def drop(x: Tensor, p: float) -> Tensor:
-    """Zeroes each entry with probability `p` and divides the others by 1 - p.
+    """Zeroes each entry of x (any shape) with probability `p` and divides the others by 1 - p.
 
     On a CPU the probability is rounded to a multiple of 1/65536: PyTorch's own dropout draws one
     number per entry, which takes longer than a whole layer; here 64 random bits serve four.
