@@ -86,7 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """The arguments; `rest` holds those of the submitted verb."""
-    args, args.rest = parser.parse_known_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    args.rest = rest
     return args
 
 
@@ -130,8 +131,8 @@ def command_of(args: argparse.Namespace) -> list[str]:
     """
     verbs = [name for name in cli.VERBS if name != "submit"]
     if args.what not in verbs:
-        known = (*verbs, *ABOUT_JOBS)
-        raise UserError(f"no verb '{args.what}'{near(args.what, known)}; `uml --help` lists all")
+        hint = near(args.what, (*verbs, *ABOUT_JOBS))
+        raise UserError(f"no verb '{args.what}'{hint}; `uml --help` lists all")
     module = importlib.import_module(f"pipelines.{args.what}")
     command = list(args.rest)
     problems = []
