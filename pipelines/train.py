@@ -49,6 +49,7 @@ from pipelines.running.exporting import describe_model
 from pipelines.running.feed import Feed, Loader
 from pipelines.running.folder import FREE_IN_A_RUN, opened
 from pipelines.running.jobs import limit_threads, run_job, take_part
+from pipelines.running.preemption import Notice
 from pipelines.running.preflight import preflight
 from pipelines.running.runtime import ray_session
 from pipelines.running.watch import Watch
@@ -107,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
             str(out),
         )
         with (
-            ray_session(recipe.train.workers, len(recipe.active)),
+            ray_session(recipe.train.most_workers, len(recipe.active)),
             Tracker.open(out, recipe.name) as tracker,
         ):
             tracker.start(
@@ -149,7 +150,7 @@ def _train(job: Job, tracker: Tracker) -> dict[str, Any]:
             spec,
             Path(job.out),
             say=progress.say,
-            on_progress=lambda done: progress.update(round(done / spec.workers)),
+            on_progress=lambda done: progress.update(round(done)),
             on_event=track,
         )
     metrics["restarts"] = restarts
@@ -226,6 +227,7 @@ class Member:
             device=self.device,
             world=world,
         )
+        self.notice = Notice(world, self.device)
         self.policy = Adaptive.of(self.recipe)
         self.schedule = self.policy.schedule if self.policy else self.recipe.schedule()
         if self.policy is not None:
@@ -301,7 +303,12 @@ class Member:
 
     def _progress(self, done: int) -> None:
         self.step = done
-        self.reporter.tick(done)
+        self.reporter.tick(done / self.size)
+        if self.notice.told(done) and done < self.schedule.total:
+            self.fit.check_weights(done - 1)
+            self._checkpoint(done)
+            if self.rank == 0:
+                self.reporter.note(f"A node will be taken away: checkpoint at step {done}.")
         measured = self.fit.history["gradients"]
         if self.rank == 0 and measured and measured[-1]["step"] == done - 1:
             report = GradientReport.from_json(measured[-1])

@@ -32,6 +32,8 @@ hostname {name}
 ip link set lo up
 mkdir -p /tmp/ray
 mount -t tmpfs tmpfs /tmp/ray
+printf '127.0.0.1 localhost\n{address} {name}\n' > /tmp/ray/hosts
+mount --bind /tmp/ray/hosts /etc/hosts
 mount -t tmpfs tmpfs /dev/shm
 sleep infinity &
 wait
@@ -79,7 +81,7 @@ class Host:
                 *inside,
                 "bash",
                 "-c",
-                _FIRST.format(name=self.name),
+                _FIRST.format(name=self.name, address=self.address),
             ]
         )
         wait_until(lambda: len(descendants(self._outer.pid)) >= 2, 20)
@@ -197,10 +199,11 @@ class Hosts:
     def start_worker(
         self, host: Host, head: Host, *, cpus: int = 1, labels: str = "uml-role=train"
     ) -> None:
-        """`ray start` of a worker node."""
+        """`ray start` of a worker node, with room for one trainer."""
         host.run(
             "ray", "start", f"--address={head.address}:{PORT}",
             f"--node-ip-address={host.address}", f"--num-cpus={cpus}", f"--labels={labels}",
+            '--resources={"trainer": 1}',
             f"--object-store-memory={STORE_BYTES}", "--disable-usage-stats",
         )  # fmt: skip
 
