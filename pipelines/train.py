@@ -56,13 +56,14 @@ from pipelines.running.watch import Watch
 from pipelines.streams import quarantine
 from pipelines.streams.shards import Index
 from pipelines.tracking import PARENT, Tracker
+from uml_core import sharding
 from uml_core.adaptive import Adaptive, Next
 from uml_core.analysis.gradients import GradientReport
 from uml_core.arms import build_fit, head_source
 from uml_core.errors import UserError
 from uml_core.evaluation import Evaluate, classifier_accuracy, probe_accuracy, probe_test_accuracy
 from uml_core.language_trunk import check_weights
-from uml_core.loop import DataParallel, Fit, OneProcess, World, train
+from uml_core.loop import DataParallel, Fit, OneProcess, Sharded, World, train
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
 from uml_core.specs import Recipe
@@ -211,7 +212,9 @@ class Member:
         self.watch = Watch(reporter)
         self.load = Loader(job.modalities, self.recipe.quarantine_budget, Path(job.out), self.watch)
         self.feed: Feed | None = None
-        world: World = DataParallel() if self.size > 1 else OneProcess()
+        world: World = OneProcess()
+        if self.size > 1:
+            world = Sharded() if self.recipe.train.parallel == "fsdp" else DataParallel()
         arm = "uml" if len(self.recipe.active) > 1 else "unimodal"
         if arm == "uml" and self.recipe.model.head_init != "random":
             assert head_source(self.recipe) is not None
@@ -275,8 +278,7 @@ class Member:
             progress=self._progress,
         )
         self.fit.restore_best()
-        if self.rank == 0:
-            self._save_best()
+        self._save_best()
         fit, places = self.fit, self._placements()
         return {
             "target": self.recipe.target,
@@ -363,9 +365,10 @@ class Member:
 
     def _checkpoint(self, done: int) -> None:
         """Weights, optimiser, best weights, history and the data cursor, through Ray Train."""
+        state = self.fit.state_dict()  # of all ranks: where weights are sharded it gathers them
         with tempfile.TemporaryDirectory(prefix="uml-checkpoint-") as folder:
             if self.rank == 0:
-                torch.save(self.fit.state_dict(), Path(folder) / "state.pt")
+                torch.save(state, Path(folder) / "state.pt")
                 mix = self.policy and self.policy.state_dict()
                 position = {"step": done, "cursor": self.cursor, "mix": mix}
                 (Path(folder) / "cursor.json").write_text(json.dumps(position))
@@ -395,9 +398,12 @@ class Member:
         return found.at
 
     def _save_best(self) -> None:
+        weights = sharding.whole(self.fit.learner.state_dict())
+        if self.rank > 0:
+            return
         folder = Path(self.job.out) / "checkpoint"
         folder.mkdir(exist_ok=True)
-        weights = {k: v.contiguous() for k, v in self.fit.learner.state_dict().items()}
+        weights = {k: v.contiguous() for k, v in weights.items()}
         with replaced(folder / "model.safetensors") as scratch:
             save_file(weights, scratch)
         write_text(folder / "recipe.yaml", self.recipe.to_yaml())

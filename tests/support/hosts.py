@@ -16,10 +16,10 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from runs import descendants, wait_until
 
@@ -207,18 +207,31 @@ class Hosts:
             f"--object-store-memory={STORE_BYTES}", "--disable-usage-stats",
         )  # fmt: skip
 
-    def nodes(self, head: Host) -> set[str]:
-        """Addresses of the nodes that are alive."""
+    def get(self, head: Host, path: str) -> Any:
+        """What the dashboard answers, with the token."""
         request = urllib.request.Request(
-            f"http://{head.address}:{DASHBOARD}/api/v0/nodes",
+            f"http://{head.address}:{DASHBOARD}{path}",
             headers={"Authorization": f"Bearer {self.token}"},
         )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return json.load(answer)
+
+    def ask(self, head: Host, path: str) -> list[dict[str, Any]]:
+        """A list of the state API."""
+        found: list[dict[str, Any]] = self.get(head, path)["data"]["result"]["result"]
+        return found
+
+    def nodes(self, head: Host) -> set[str]:
+        """Addresses of the nodes that are alive."""
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                found = json.load(answer)["data"]["result"]["result"]
-        except (OSError, urllib.error.URLError, ValueError):
+            found = self.ask(head, "/api/v0/nodes")
+        except (OSError, ValueError, KeyError):
             return set()
         return {node["node_ip"] for node in found if node["state"] == "ALIVE"}
+
+    def is_alive(self, head: Host, host: Host) -> bool:
+        """Whether Ray knows a node on `host` that is alive."""
+        return host.address in self.nodes(head)
 
 
 def _ip(*arguments: str) -> None:
