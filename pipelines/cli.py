@@ -38,6 +38,7 @@ VERBS = {
     "report": "write the HTML report of a finished run again",
     "theory": "the paper's theorems checked by number",
     "doctor": "everything that must hold before a run, with what to do where it does not",
+    "plan": "steps, memory, time and cost of a run, and what it will wait for",
     "submit": "run a verb as a job on a cluster; its status, logs and end",
     "bench": "speed as ratios against ceilings in the same run",
 }

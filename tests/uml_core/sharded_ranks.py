@@ -1,6 +1,7 @@
 """Run by test_sharding.py as `sharded_ranks.py FOLDER RANK`: the cases of two_ranks.py with weights
 shared out (FSDP2 over gloo), and a checkpoint that changes hands."""
 
+import copy
 import json
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ def run(setting, world, case, start=0, state=None, stop=None, **spec):
 
     def checkpoint(done):
         if done == stop:
-            kept.update(fit.state_dict())
+            kept.update(copy.deepcopy(fit.state_dict()))  # as a file would hold it
 
     scores = iter(range(100))
     fit.spec = spec = TrainSpec(**{**vars(fit.spec), "checkpoint_every": stop or 1000})

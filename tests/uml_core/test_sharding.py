@@ -36,7 +36,7 @@ def test_sharded_ranks_learn_what_one_process_learns(ranks, case):
     assert len(one["losses"]) == len(two["losses"]) == 4
     for a, b in zip(one["losses"], two["losses"], strict=True):
         assert a == pytest.approx(b, **close)
-    assert one["checksum"] == pytest.approx(two["checksum"], rel=1e-2 if case == "bf16" else 1e-5)
+    assert one["checksum"] == pytest.approx(two["checksum"], rel=1e-2 if case == "bf16" else 1e-3)
     assert one["skipped"] == two["skipped"] == (case == "skip")
     other = ranks[1][case]["two"]
     assert two["losses"] == other["losses"] and two["checksum"] == other["checksum"]
@@ -55,7 +55,7 @@ def test_a_checkpoint_goes_on_in_any_way_of_sharing(ranks, where):
     whole, went_on = ranks[0]["joint"]["one"], ranks[0][where]
     for a, b in zip(whole["losses"], went_on["losses"], strict=True):
         assert a == pytest.approx(b, rel=1e-5)
-    assert went_on["checksum"] == pytest.approx(whole["checksum"], rel=1e-5)
+    assert went_on["checksum"] == pytest.approx(whole["checksum"], rel=1e-3)
 
 
 def test_what_needs_whole_gradients_is_refused(tiny_recipe):
