@@ -129,6 +129,7 @@ class TrainSpec:
     on_nan: Literal["stop", "skip"] = "stop"
     max_failures: int = 3  # restarts of the worker group before the run is given up
     resize_seconds: float = 60.0  # between looks whether an elastic group can grow
+    storage: str | None = None  # shared folder or s3:// for checkpoints; null = inside --out
 
     @property
     def least_workers(self) -> int:

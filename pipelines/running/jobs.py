@@ -20,6 +20,7 @@ from ray.util.state.exception import RayStateApiException
 from pipelines.files import disk_full
 from pipelines.running import checkpoints
 from pipelines.running.board import Listener, Reporter, failure_of, new_board
+from pipelines.running.checkpoint_home import home_of
 from pipelines.running.runtime import TRAINER_CPUS, is_private
 from pipelines.streams.access import carried
 from pipelines.streams.source import place_data_tasks
@@ -134,7 +135,7 @@ def _trainer(
         ),
         run_config=RunConfig(
             name=checkpoints.new_attempt(out),
-            storage_path=str(out / checkpoints.STORAGE),
+            **home_of(out).ray(),
             failure_config=FailureConfig(max_failures=spec.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=checkpoints.KEEP),
         ),
