@@ -1,8 +1,10 @@
 """Hosts of a real cluster on one machine: own address, processes, /tmp/ray and shared memory each.
 
 A host is a network, PID, mount and UTS namespace behind one bridge, so that a `ray stop` on one
-sees its own processes only, and killing its first process is pulling its plug. All of them see the
-same other files: their shared disk. Needs root and iproute2 (`why_not`).
+sees its own processes only, and killing its first process is pulling its plug. Their disks are
+one and the same but for /tmp/ray and ~/.ray; /mnt/shared is what the documents call so.
+
+Needs root and iproute2 (`why_not`).
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ mkdir -p /tmp/ray
 mount -t tmpfs tmpfs /tmp/ray
 printf '127.0.0.1 localhost\n{address} {name}\n' > /tmp/ray/hosts
 mount --bind /tmp/ray/hosts /etc/hosts
+mkdir -p /mnt/shared ~/.ray /run/sshd
+mount --bind {shared} /mnt/shared
+mount -t tmpfs tmpfs ~/.ray
 mount -t tmpfs tmpfs /dev/shm
 sleep infinity &
 wait
@@ -63,8 +68,10 @@ def why_not() -> str | None:
 class Host:
     """One host; `start` again after `kill` brings it back empty, as a machine that was replaced."""
 
-    def __init__(self, name: str, address: str, network: str, env: Mapping[str, str]) -> None:
-        self.name, self.address, self.network = name, address, network
+    def __init__(
+        self, name: str, address: str, network: str, env: Mapping[str, str], shared: Path
+    ) -> None:
+        self.name, self.address, self.network, self.shared = name, address, network, shared
         self.env = dict(env)
         self._outer: subprocess.Popen[bytes] | None = None
         self._first = 0
@@ -81,7 +88,7 @@ class Host:
                 *inside,
                 "bash",
                 "-c",
-                _FIRST.format(name=self.name, address=self.address),
+                _FIRST.format(name=self.name, address=self.address, shared=self.shared),
             ]
         )
         wait_until(lambda: len(descendants(self._outer.pid)) >= 2, 20)
@@ -146,6 +153,9 @@ class Hosts:
         self._token_file.chmod(0o600)
         self.home = folder / "home"
         self.home.mkdir()
+        self.shared = folder / "shared"  # /mnt/shared on every host
+        self.shared.mkdir()
+        self.gateway = f"{self._net}.254"  # this process, as the hosts see it
         self.hosts: dict[str, Host] = {}
         _ip("link", "add", self._bridge, "type", "bridge")
         _ip("addr", "add", f"{self._net}.254/24", "dev", self._bridge)
@@ -168,7 +178,7 @@ class Hosts:
         number = len(self.hosts) + 1
         network, link = f"{self._bridge}-{number}", f"{self._bridge}v{number}"
         _ip("netns", "add", network)
-        host = Host(name, f"{self._net}.{number}", network, self.env())
+        host = Host(name, f"{self._net}.{number}", network, self.env(), self.shared)
         self.hosts[name] = host
         _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", network)
         _ip("link", "set", link, "master", self._bridge, "up")
@@ -183,6 +193,8 @@ class Hosts:
             host.kill()
             subprocess.run(["ip", "netns", "del", host.network], check=False)
         subprocess.run(["ip", "link", "del", self._bridge], check=False)
+        with contextlib.suppress(OSError):
+            Path("/mnt/shared").rmdir()  # where nothing but our mount was there
 
     # ------------------------------------------------------------------------------- Ray
 
