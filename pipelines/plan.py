@@ -210,7 +210,7 @@ def _assumptions(place: Place, args: argparse.Namespace, here: int) -> list[str]
 
 def _tell(plan: dict[str, Any], out: Path) -> None:
     nodes = ", ".join(f"{count} {name}" for name, count in plan["nodes"].items())
-    rows = {
+    rows: dict[str, Path | str] = {
         "where": f"{plan['workers']} workers" + (f" on {nodes}" if nodes else ", this machine"),
         "steps": f"{plan['steps']:,} ({plan['steps_per_epoch']:.1f} per epoch of the target)",
         "tokens": f"{plan['tokens']:.3g}",

@@ -237,6 +237,7 @@ class Member:
             self.fit.schedule = self.schedule
         self.cursor: dict[str, int] = dict.fromkeys(self.recipe.active, 0)
         self.step = self._restore()
+        self.timed: tuple[int, float] | None = None  # the first step of this start: done, when
         self.skipped = self.fit.skipped
         self.trace = Trace(Path(job.out), self.part, self.step) if self.recipe.trace else None
         policy, schedule = self.policy, self.schedule
@@ -277,6 +278,7 @@ class Member:
             checkpoint=self._checkpoint,
             progress=self._progress,
         )
+        step_seconds = self._step_seconds()
         self.fit.restore_best()
         self._save_best()
         fit, places = self.fit, self._placements()
@@ -288,12 +290,20 @@ class Member:
             "val_accuracy": fit.best_accuracy,
             "best_step": fit.best_step,
             "steps": self.recipe.schedule().total,
+            "step_seconds": step_seconds,
             "skipped_updates": fit.skipped,
             **({"mix": self.policy.history} if self.policy else {}),
             "history": fit.history,
             "wait_seconds": slowest(places),
             "placement": places,
         }
+
+    def _step_seconds(self) -> float | None:
+        """Mean seconds of a step, with what it waited for and validations, after the first one."""
+        if self.timed is None or self.step <= self.timed[0]:
+            return None
+        first, when = self.timed
+        return (time.monotonic() - when) / (self.step - first)
 
     def _next(self, name: str) -> tuple[int, Batch]:
         assert self.feed is not None
@@ -305,6 +315,7 @@ class Member:
 
     def _progress(self, done: int) -> None:
         self.step = done
+        self.timed = self.timed or (done, time.monotonic())
         self.reporter.tick(done / self.size)
         if self.notice.told(done) and done < self.schedule.total:
             self.fit.check_weights(done - 1)

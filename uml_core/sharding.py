@@ -29,7 +29,8 @@ def shard(learner: UnpairedLearner) -> nn.Module:
     for part in _units(learner):
         if any(True for _ in part.parameters()):
             fully_shard(part)
-    return fully_shard(learner)
+    fully_shard(learner)
+    return learner
 
 
 def _units(learner: UnpairedLearner) -> Iterator[nn.Module]:
@@ -54,7 +55,10 @@ def whole(value: Any) -> Any:
 
 
 def part_of(value: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of a whole tensor, where `like` is sharded; all ranks call it alike."""
+    """This rank's part of a whole tensor of any shape, where `like`, of the same shape, is sharded.
+
+    All ranks call it alike.
+    """
     if isinstance(like, DTensor) and value.shape == like.shape:
         value = value.to(like.device)
         return distribute_tensor(value, like.device_mesh, like.placements)
@@ -62,7 +66,7 @@ def part_of(value: Tensor, like: Tensor) -> Tensor:
 
 
 def parts_of_weights(state: Mapping[str, Tensor], learner: nn.Module) -> dict[str, Tensor]:
-    """A learner's whole state dict as the learner holds it."""
+    """A learner's whole state dict (tensors of the shapes of its weights) as it holds them."""
     own = learner.state_dict()
     return {name: part_of(value, own[name]) for name, value in state.items()}
 
@@ -80,5 +84,5 @@ def parts_of_moments(state: Mapping[str, Any], parameters: list[nn.Parameter]) -
 
 
 def local(value: Tensor) -> Tensor:
-    """What of a tensor lies on this rank."""
+    """What of a tensor lies on this rank: any shape, the first dimension a part of the whole."""
     return value.to_local() if isinstance(value, DTensor) else value

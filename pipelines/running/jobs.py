@@ -123,16 +123,17 @@ def _trainer(
 
     gpu = use_gpu(spec)
     elastic = spec.least_workers < spec.most_workers
+    scaling: dict[str, Any] = {  # of Train V2, which type checkers do not see
+        "num_workers": (spec.least_workers, spec.most_workers) if elastic else spec.most_workers,
+        "elastic_resize_monitor_interval_s": spec.resize_seconds,
+        "use_gpu": gpu,
+        "resources_per_worker": resources_of(spec, gpu),
+    }
     return TorchTrainer(
         carried(loop),
         train_loop_config=config,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=(spec.least_workers, spec.most_workers) if elastic else spec.most_workers,
-            elastic_resize_monitor_interval_s=spec.resize_seconds,
-            use_gpu=gpu,
-            resources_per_worker=resources_of(spec, gpu),
-        ),
+        scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(
             name=checkpoints.new_attempt(out),
             **home_of(out).ray(),

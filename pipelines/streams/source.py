@@ -216,6 +216,8 @@ def _dataset(
     items = [{"number": number, **asdict(chunk)} for number, chunk in enumerate(chunks)]
     # Chunks of one task come one after the other: only a stream of one task at a time may share.
     blocks = min(len(items), MAX_TASKS) if tasks == 1 else len(items)
+    labels = data_nodes()
+    placed: dict[str, Any] = {"label_selector": labels} if labels else {}
     dataset = ray.data.from_items(items, override_num_blocks=blocks).map_batches(
         work,
         batch_size=None,
@@ -223,7 +225,7 @@ def _dataset(
         zero_copy_batch=True,
         num_cpus=READ_CPUS if reads else DECODE_CPUS,
         compute=TaskPoolStrategy(size=tasks),
-        **({"label_selector": labels} if (labels := data_nodes()) else {}),
+        **placed,
     )
     # The pace keeps a stream far below this; it is a limit for samples of very unequal size.
     most = 4 * (tasks + AHEAD) * (CHUNK_BYTES if reads else DECODED_BYTES)

@@ -36,7 +36,7 @@ def net(tmp_path_factory) -> Iterator[tuple[Hosts, Host]]:
 
 @pytest.fixture
 def endless(fault_recipe, tmp_path) -> str:
-    """A traced run that is stopped when the test has seen enough, on slow machines and fast ones."""
+    """A traced run, stopped when the test has seen enough: machines are fast or slow."""
     raw = yaml.safe_load(Path(fault_recipe).read_text())
     raw["train"] |= {"steps": 50_000, "batch_size": 24, "checkpoint_every": 20}
     raw["train"] |= {"validate_every": 5_000, "gradients_every": 0, "resize_seconds": 5}
