@@ -180,14 +180,14 @@ def gpus(cluster: Cluster, need: Need) -> Finding:
     """GPUs against `train.device`."""
     found = f"{cluster.gpus:g} GPUs, device {need.device}, {need.workers} workers"
     if need.device != "cuda":
-        enough = need.device == "auto" and cluster.gpus >= need.workers
+        enough = need.device == "auto" and cluster.gpus >= need.fewest
         note = "on GPUs" if enough else "on CPUs"
-        if need.device == "auto" and 0 < cluster.gpus < need.workers:
+        if need.device == "auto" and 0 < cluster.gpus < need.fewest:
             fix = f"train.workers={int(cluster.gpus)}"
             return Finding("GPUs", "warn", f"{found}: too few for all, so it runs {note}", fix)
         return Finding("GPUs", "ok", f"{found}: it runs {note}")
-    if cluster.gpus < need.workers:
-        state, end = _request(cluster, "GPU", need.workers)
+    if cluster.gpus < need.fewest:
+        state, end = _request(cluster, "GPU", need.fewest)
         fix = "train.device=auto, or "
         fix += f"train.workers={int(cluster.gpus)}" if cluster.gpus >= 1 else "a machine with GPUs"
         return Finding("GPUs", state, f"{found}: too few, {end}", fix)
@@ -202,9 +202,11 @@ def placement(cluster: Cluster, need: Need) -> list[Finding]:
     found = []
     for name, amount in need.resources:
         there = cluster.gpus if name == "GPU" else cluster.resources.get(name, 0)
-        if name not in ("CPU", "GPU") and there < amount * need.least:
-            state, end = _request(cluster, name, amount * need.least)
-            text = f"{there:g} of resource {name}, {need.least} workers take {amount:g} each: {end}"
+        if name not in ("CPU", "GPU") and there < amount * need.fewest:
+            state, end = _request(cluster, name, amount * need.fewest)
+            text = (
+                f"{there:g} of resource {name}, {need.fewest} workers take {amount:g} each: {end}"
+            )
             fix = f"ray start --resources='{{\"{name}\": 1}}' on the nodes that train, or leave "
             fix += "train.worker_resources out"
             found.append(Finding("placement", state, text, fix))
@@ -262,7 +264,7 @@ def nodes(cluster: Cluster, out: str) -> list[Finding]:
     if other:
         fix = "the same image on all nodes"
         found.append(Finding("nodes", "warn", "; ".join(other[:3]), fix))
-    if looped := [f["node"] for f in told if f.get("looped")]:
+    if looped := [f["node"] for f in told if f["looped"]]:
         fix = "export GLOO_SOCKET_IFNAME=eth0 (its network card) before `ray start`, or name its "
         fix += "address in its /etc/hosts"
         text = f"the host name of {', '.join(looped[:3])} is 127.x: on CPUs, workers of other "

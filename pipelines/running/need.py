@@ -29,7 +29,7 @@ class Need:
     shards            modality -> shards of its training split; remote: those read over a network
     paths             local shards, one per modality and split, for a look from other nodes
     tunes             trials are stopped early by Ray Tune
-    least             workers without which the job does not start
+    least             workers without which the job does not start; None: all of them
     resources         beside CPUs and GPUs, of one worker; data_nodes: labels of those that read
     """
 
@@ -44,9 +44,14 @@ class Need:
     remote: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     tunes: bool = False
-    least: int = 1
+    least: int | None = None
     resources: tuple[tuple[str, float], ...] = ()
     data_nodes: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def fewest(self) -> int:
+        """Workers without which the job does not start."""
+        return self.workers if self.least is None else self.least
 
 
 def count_parameters(recipe: Recipe, data: Data) -> int:
