@@ -9,13 +9,15 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
-from two_ranks import CLASSES, STEPS, modalities, stream
+from two_ranks import CLASSES, modalities, stream
 
 from uml_core import sharding
 from uml_core.learner import UnpairedLearner
 from uml_core.loop import DataParallel, Fit, OneProcess, Sharded, train
 from uml_core.schedule import Schedule
 from uml_core.specs import ModelSpec, TrainSpec
+
+STEPS, HALF = 12, 6
 
 CASES = {
     "joint": ("supervised", {"mode": "joint"}),
@@ -34,7 +36,7 @@ def make(setting, world, **spec):
         ModelSpec(width=8, depth=2, heads=2, positions="learned"),
         num_classes=CLASSES if setting == "supervised" else None,
     )
-    spec = TrainSpec(steps=STEPS, lr=0.02, validate_every=5, gradients_every=0, **spec)
+    spec = TrainSpec(steps=STEPS, lr=0.02, validate_every=3, gradients_every=0, **spec)
     schedule = Schedule("x", {"a": 0.5}, STEPS)
     return Fit("fit", learner, spec, ("x", "a"), {}, schedule, world=world), mods, schedule
 
@@ -86,7 +88,7 @@ def main(folder, rank):
         if rank == 0:
             results[name]["one"] = run(setting, OneProcess(), name, **spec)[0]
     # A checkpoint of sharded weights goes on in one process, with DDP, and sharded again.
-    _, kept = run("supervised", Sharded(), "joint", stop=10)
+    _, kept = run("supervised", Sharded(), "joint", stop=HALF)
     path = Path(folder) / f"state-{rank}.pt"
     torch.save(kept, path)
     worlds = {"sharded": Sharded(), "ddp": DataParallel()}
@@ -94,7 +96,7 @@ def main(folder, rank):
         worlds["one"] = OneProcess()
     for name, world in worlds.items():
         state = torch.load(path, weights_only=True)
-        results[f"on-{name}"] = run("supervised", world, "joint", start=10, state=state)[0]
+        results[f"on-{name}"] = run("supervised", world, "joint", start=HALF, state=state)[0]
     Path(folder, f"rank-{rank}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 
