@@ -23,8 +23,8 @@ IMAGE = "unpaired-multimodal-learner"
 VERSION = PROJECT["version"]  # the one constant that image tags come from
 PLACEHOLDERS = {
     *("REGISTRY", "BUCKET", "EFS_ID", "INSTANCE_PROFILE_ARN", "PROJECT", "FILESTORE_IP"),
-    *("SERVICE_ACCOUNT", "HEAD_IP", "WORKER_IP_1", "WORKER_IP_2", "SSH_USER", "SSH_KEY"),
-    "STORAGE_CLASS",
+    *("SERVICE_ACCOUNT", "STORAGE_CLASS", "SSH_USER", "SSH_KEY"),
+    *("ADDRESS_OF_HEAD", "ADDRESS_OF_WORKER_1", "ADDRESS_OF_WORKER_2"),
 }
 
 
@@ -187,6 +187,15 @@ def test_placeholders_are_explained_where_they_stand_and_in_the_operations_page(
         comment = "\n".join(line for line in body.splitlines() if line.startswith("#"))
         assert all(re.search(rf"\b{name}\b", comment) for name in used), f"{path}: {used}"
     assert all(f"`{name}`" in page for name in PLACEHOLDERS)
+
+
+def test_filling_in_a_name_changes_nothing_else():
+    """Names are replaced by hand or by sed: none may stand inside another word."""
+    for path in everything():
+        body = path.read_text(encoding="utf-8")
+        for name in PLACEHOLDERS:
+            inside = re.findall(rf"\w+{name}|{name}\w+", body)
+            assert set(inside) <= PLACEHOLDERS, f"{path}: {inside}"
 
 
 def test_what_the_jobs_run_exists():

@@ -89,8 +89,8 @@ def launched(net) -> Iterator[tuple[Hosts, Path]]:
 
 def _for_these_hosts(net: Hosts) -> dict:
     text = (ROOT / "cluster" / "local.yaml").read_text()
-    for name, host in (("HEAD_IP", "head"), ("WORKER_IP_1", "one"), ("WORKER_IP_2", "two")):
-        text = text.replace(name, net.hosts[host].address)
+    for name, host in (("HEAD", "head"), ("WORKER_1", "one"), ("WORKER_2", "two")):
+        text = text.replace(f"ADDRESS_OF_{name}", net.hosts[host].address)
     text = text.replace("SSH_USER", "root").replace("SSH_KEY", str(net.folder / "key"))
     made = yaml.safe_load(text)
     del made["docker"]

@@ -79,20 +79,14 @@ class Host:
     def start(self) -> None:
         """Its first process, and with it the namespaces."""
         inside = ["unshare", "--pid", "--fork", "--mount-proc", "--uts", "--kill-child"]
-        self._outer = subprocess.Popen(
-            [
-                "ip",
-                "netns",
-                "exec",
-                self.network,
-                *inside,
-                "bash",
-                "-c",
-                _FIRST.format(name=self.name, address=self.address, shared=self.shared),
-            ]
+        script = _FIRST.format(name=self.name, address=self.address, shared=self.shared)
+        outer = subprocess.Popen(
+            ["ip", "netns", "exec", self.network, *inside, "bash", "-c", script],
+            stderr=subprocess.DEVNULL,  # some versions of unshare complain about --kill-child
         )
-        wait_until(lambda: len(descendants(self._outer.pid)) >= 2, 20)
-        self._first = min(descendants(self._outer.pid))
+        self._outer = outer
+        wait_until(lambda: "sleep" in map(_name, descendants(outer.pid)), 20)  # it has all mounts
+        [self._first] = [pid for pid in descendants(outer.pid) if _parent(pid) == outer.pid]
 
     def kill(self) -> None:
         """Pulls the plug: every process of the host is gone at once."""
@@ -244,6 +238,17 @@ class Hosts:
     def is_alive(self, head: Host, host: Host) -> bool:
         """Whether Ray knows a node on `host` that is alive."""
         return host.address in self.nodes(head)
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""  # it has just ended
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _ip(*arguments: str) -> None:
