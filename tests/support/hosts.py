@@ -36,6 +36,7 @@ mkdir -p /tmp/ray
 mount -t tmpfs tmpfs /tmp/ray
 printf '127.0.0.1 localhost\n{address} {name}\n' > /tmp/ray/hosts
 mount --bind /tmp/ray/hosts /etc/hosts
+mount -t tmpfs tmpfs /mnt
 mkdir -p /mnt/shared ~/.ray /run/sshd
 mount --bind {shared} /mnt/shared
 mount -t tmpfs tmpfs ~/.ray
@@ -187,8 +188,6 @@ class Hosts:
             host.kill()
             subprocess.run(["ip", "netns", "del", host.network], check=False)
         subprocess.run(["ip", "link", "del", self._bridge], check=False)
-        with contextlib.suppress(OSError):
-            Path("/mnt/shared").rmdir()  # where nothing but our mount was there
 
     # ------------------------------------------------------------------------------- Ray
 
