@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from servers import free_port
 
-from pipelines import cli
+from pipelines import cli, submit
 from pipelines.running import job_server, upload
 from uml_core.errors import UserError
 
@@ -231,3 +231,32 @@ def test_ray_leaves_the_same_behind_for_a_plain_job_submit(tmp_path):
         line.split()[0] for line in listed.splitlines()[1:] if not line.split()[0].endswith("/")
     }
     assert {name for name in files if not name.endswith("ignore")} == {"pipelines/train.py"}
+
+
+@pytest.mark.parametrize(
+    "typed, goes_on, stopped",
+    [("y", False, ["j1"]), ("n", False, []), ("", False, []), ("c", True, [])],
+)
+def test_ctrl_c_asks_what_should_become_of_the_job(monkeypatch, capsys, typed, goes_on, stopped):
+    asked, client = [], Stopper()
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or typed)
+    monkeypatch.setattr(submit.sys.stdin, "isatty", lambda: True, raising=False)
+    assert submit._wants_to_go_on(client, "j1") is goes_on
+    assert client.stopped == stopped and "Stop the job as well?" in asked[0]
+
+
+def test_without_a_terminal_ctrl_c_leaves_the_job_alone(monkeypatch, capsys):
+    client = Stopper()
+    monkeypatch.setattr(submit.sys.stdin, "isatty", lambda: False, raising=False)
+    assert submit._wants_to_go_on(client, "j1") is False and client.stopped == []
+    assert "uml submit logs j1" in " ".join(capsys.readouterr().err.split())
+
+
+class Stopper:
+    """As much of a job client as Ctrl-C needs."""
+
+    def __init__(self) -> None:
+        self.stopped: list[str] = []
+
+    def stop_job(self, job: str) -> None:
+        self.stopped.append(job)
