@@ -41,6 +41,8 @@ mkdir -p /mnt/shared ~/.ray /run/sshd
 mount --bind {shared} /mnt/shared
 mount -t tmpfs tmpfs ~/.ray
 mount -t tmpfs tmpfs /dev/shm
+mount -t tmpfs tmpfs /usr/local/sbin
+ln -s {ray} /usr/local/sbin/ray
 sleep infinity &
 wait
 """
@@ -80,7 +82,9 @@ class Host:
     def start(self) -> None:
         """Its first process, and with it the namespaces."""
         inside = ["unshare", "--pid", "--fork", "--mount-proc", "--uts", "--kill-child"]
-        script = _FIRST.format(name=self.name, address=self.address, shared=self.shared)
+        script = _FIRST.format(
+            name=self.name, address=self.address, shared=self.shared, ray=BIN / "ray"
+        )
         outer = subprocess.Popen(
             ["ip", "netns", "exec", self.network, *inside, "bash", "-c", script],
             stderr=subprocess.DEVNULL,  # some versions of unshare complain about --kill-child
