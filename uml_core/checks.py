@@ -196,11 +196,6 @@ def _check_model(recipe: Recipe, names: Collection[str], problems: list[str]) ->
 
 def _check_train(recipe: Recipe, names: Collection[str], problems: list[str]) -> None:
     train = recipe.train
-    if train.batch_size < train.workers:
-        problems.append(
-            f"train.batch_size: {train.batch_size} is less than one sample for each of "
-            f"{train.workers} workers"
-        )
     parts = ("trunk", "classifier", *(f"stems.{name}" for name in names))
     for part, factor in train.lr_factors.items():
         if not any(part == known or part.startswith(f"{known}.") for known in parts):
