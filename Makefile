@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo sweep-demo test test-unit test-slow lint types format clean
+.PHONY: setup demo sweep-demo test test-unit test-slow test-cluster lint types format clean
 
 setup: $(STAMP)
 
@@ -29,7 +29,11 @@ test-unit: setup  ## Tests without Ray
 	$(BIN)/python -m pytest -q -n 2 -m "not ray and not slow"
 
 test-slow: setup  ## Tests with many Ray starts
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not cluster"
+
+test-cluster: setup  ## A cluster by `ray up` over sshd, MLflow on PostgreSQL, S3 (root, Debian packages)
+	$(BIN)/python -m pip install --quiet -e ".[dev,optuna,cluster]"
+	$(BIN)/python -m pytest -s -m cluster
 
 lint: setup
 	$(BIN)/ruff check .

@@ -38,10 +38,13 @@ VERBS = {
     "report": "write the HTML report of a finished run again",
     "theory": "the paper's theorems checked by number",
     "doctor": "everything that must hold before a run, with what to do where it does not",
+    "plan": "steps, memory, time and cost of a run, and what it will wait for",
+    "submit": "run a verb as a job on a cluster; its status, logs and end",
     "bench": "speed as ratios against ceilings in the same run",
 }
 
 PAPER = "paper"  # folder of recipes
+RUNTIME_ENV = "runtime_resources"  # where Ray unpacks what a submitted job brings along
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             raise UserError(f"no verb '{verb}'{near(verb, VERBS)}; `uml --help` lists all")
         module = importlib.import_module(f"pipelines.{verb}")
-        return int(module.run(parser(verb, module).parse_intermixed_args(rest)))
+        made = parser(verb, module)
+        if hasattr(module, "parse"):  # it passes arguments on
+            return int(module.run(module.parse(made, rest)))
+        return int(module.run(made.parse_intermixed_args(rest)))
     except UserError as error:
         terminal.print_errors(error.problems)
         return 2
@@ -94,6 +100,7 @@ def parser(verb: str, module: ModuleType) -> argparse.ArgumentParser:
         prog=f"uml {verb}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     if getattr(module, "TAKES_FIELDS", False):
         out.epilog = recipe_fields()
@@ -182,6 +189,11 @@ def out_folder(args: argparse.Namespace, name: str, *, resume: bool = False) -> 
     if args.out is None:
         if resume:
             raise UserError("--resume needs the --out folder of the job that it goes on with")
+        if RUNTIME_ENV in Path.cwd().parts:
+            raise UserError(
+                "--out: Ray removes the folder of a submitted job at its end; name a folder on a "
+                "disk that all nodes share by its absolute path"
+            )
         return Path("runs", name, datetime.now().strftime("%Y%m%d-%H%M%S")).resolve()
     out = Path(args.out).resolve()
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):

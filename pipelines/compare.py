@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     # Too few samples anywhere is an error before the start.
     views = make_all_rounds(recipe, data, None)
     units = len(units_of(recipe, arms, views[0].seed, views[0].shots))
-    together = -(-units // recipe.train.workers)
+    together = -(-units // recipe.train.most_workers)
     preflight(recipe, data, out, together=together, fits=units * len(views))
     found = foresee(recipe, data, views)
     terminal.note(f"Forecast: {forecast_line(found)}")
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
             out=str(out),
         )
         with (
-            ray_session(recipe.train.workers, len(cohort.rounds[0].train)),
+            ray_session(recipe.train.most_workers, len(cohort.rounds[0].train)),
             Tracker.open(out, recipe.name) as tracker,
         ):
             _start_tracking(tracker, recipe, environment)

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
             findings += [
                 Finding("data", "stop", text, "uml verify shows more") for text in error.problems
             ]
-            need = Need(workers=recipe.train.workers, streams=len(recipe.active))
+            need = Need(workers=recipe.train.most_workers, streams=len(recipe.active))
     if args.dry_run:
         print(f"would check {need.workers} workers with {need.streams} streams, and start Ray")
         return 0

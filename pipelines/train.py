@@ -49,19 +49,21 @@ from pipelines.running.exporting import describe_model
 from pipelines.running.feed import Feed, Loader
 from pipelines.running.folder import FREE_IN_A_RUN, opened
 from pipelines.running.jobs import limit_threads, run_job, take_part
+from pipelines.running.preemption import Notice
 from pipelines.running.preflight import preflight
 from pipelines.running.runtime import ray_session
 from pipelines.running.watch import Watch
 from pipelines.streams import quarantine
 from pipelines.streams.shards import Index
 from pipelines.tracking import PARENT, Tracker
+from uml_core import sharding
 from uml_core.adaptive import Adaptive, Next
 from uml_core.analysis.gradients import GradientReport
 from uml_core.arms import build_fit, head_source
 from uml_core.errors import UserError
 from uml_core.evaluation import Evaluate, classifier_accuracy, probe_accuracy, probe_test_accuracy
 from uml_core.language_trunk import check_weights
-from uml_core.loop import DataParallel, Fit, OneProcess, World, train
+from uml_core.loop import DataParallel, Fit, OneProcess, Sharded, World, train
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
 from uml_core.specs import Recipe
@@ -107,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
             str(out),
         )
         with (
-            ray_session(recipe.train.workers, len(recipe.active)),
+            ray_session(recipe.train.most_workers, len(recipe.active)),
             Tracker.open(out, recipe.name) as tracker,
         ):
             tracker.start(
@@ -149,7 +151,7 @@ def _train(job: Job, tracker: Tracker) -> dict[str, Any]:
             spec,
             Path(job.out),
             say=progress.say,
-            on_progress=lambda done: progress.update(round(done / spec.workers)),
+            on_progress=lambda done: progress.update(round(done)),
             on_event=track,
         )
     metrics["restarts"] = restarts
@@ -210,7 +212,9 @@ class Member:
         self.watch = Watch(reporter)
         self.load = Loader(job.modalities, self.recipe.quarantine_budget, Path(job.out), self.watch)
         self.feed: Feed | None = None
-        world: World = DataParallel() if self.size > 1 else OneProcess()
+        world: World = OneProcess()
+        if self.size > 1:
+            world = Sharded() if self.recipe.train.parallel == "fsdp" else DataParallel()
         arm = "uml" if len(self.recipe.active) > 1 else "unimodal"
         if arm == "uml" and self.recipe.model.head_init != "random":
             assert head_source(self.recipe) is not None
@@ -226,12 +230,14 @@ class Member:
             device=self.device,
             world=world,
         )
+        self.notice = Notice(world, self.device)
         self.policy = Adaptive.of(self.recipe)
         self.schedule = self.policy.schedule if self.policy else self.recipe.schedule()
         if self.policy is not None:
             self.fit.schedule = self.schedule
         self.cursor: dict[str, int] = dict.fromkeys(self.recipe.active, 0)
         self.step = self._restore()
+        self.timed: tuple[int, float] | None = None  # the first step of this start: done, when
         self.skipped = self.fit.skipped
         self.trace = Trace(Path(job.out), self.part, self.step) if self.recipe.trace else None
         policy, schedule = self.policy, self.schedule
@@ -272,9 +278,9 @@ class Member:
             checkpoint=self._checkpoint,
             progress=self._progress,
         )
+        step_seconds = self._step_seconds()
         self.fit.restore_best()
-        if self.rank == 0:
-            self._save_best()
+        self._save_best()
         fit, places = self.fit, self._placements()
         return {
             "target": self.recipe.target,
@@ -284,12 +290,20 @@ class Member:
             "val_accuracy": fit.best_accuracy,
             "best_step": fit.best_step,
             "steps": self.recipe.schedule().total,
+            "step_seconds": step_seconds,
             "skipped_updates": fit.skipped,
             **({"mix": self.policy.history} if self.policy else {}),
             "history": fit.history,
             "wait_seconds": slowest(places),
             "placement": places,
         }
+
+    def _step_seconds(self) -> float | None:
+        """Mean seconds of a step, with what it waited for and validations, after the first one."""
+        if self.timed is None or self.step <= self.timed[0]:
+            return None
+        first, when = self.timed
+        return (time.monotonic() - when) / (self.step - first)
 
     def _next(self, name: str) -> tuple[int, Batch]:
         assert self.feed is not None
@@ -301,7 +315,13 @@ class Member:
 
     def _progress(self, done: int) -> None:
         self.step = done
-        self.reporter.tick(done)
+        self.timed = self.timed or (done, time.monotonic())
+        self.reporter.tick(done / self.size)
+        if self.notice.told(done) and done < self.schedule.total:
+            self.fit.check_weights(done - 1)
+            self._checkpoint(done)
+            if self.rank == 0:
+                self.reporter.note(f"A node will be taken away: checkpoint at step {done}.")
         measured = self.fit.history["gradients"]
         if self.rank == 0 and measured and measured[-1]["step"] == done - 1:
             report = GradientReport.from_json(measured[-1])
@@ -356,9 +376,10 @@ class Member:
 
     def _checkpoint(self, done: int) -> None:
         """Weights, optimiser, best weights, history and the data cursor, through Ray Train."""
+        state = self.fit.state_dict()  # of all ranks: where weights are sharded it gathers them
         with tempfile.TemporaryDirectory(prefix="uml-checkpoint-") as folder:
             if self.rank == 0:
-                torch.save(self.fit.state_dict(), Path(folder) / "state.pt")
+                torch.save(state, Path(folder) / "state.pt")
                 mix = self.policy and self.policy.state_dict()
                 position = {"step": done, "cursor": self.cursor, "mix": mix}
                 (Path(folder) / "cursor.json").write_text(json.dumps(position))
@@ -388,9 +409,12 @@ class Member:
         return found.at
 
     def _save_best(self) -> None:
+        weights = sharding.whole(self.fit.learner.state_dict())
+        if self.rank > 0:
+            return
         folder = Path(self.job.out) / "checkpoint"
         folder.mkdir(exist_ok=True)
-        weights = {k: v.contiguous() for k, v in self.fit.learner.state_dict().items()}
+        weights = {k: v.contiguous() for k, v in weights.items()}
         with replaced(folder / "model.safetensors") as scratch:
             save_file(weights, scratch)
         write_text(folder / "recipe.yaml", self.recipe.to_yaml())

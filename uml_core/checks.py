@@ -36,7 +36,6 @@ _LEAST = {
     "train.warmup.steps": 0,
     "train.warmup.epochs": 0,
     "train.adaptive.rate": 0,
-    "train.workers": 1,
     "train.validate_every": 1,
     "train.gradients_every": 0,
     "train.patience": 1,
@@ -58,6 +57,8 @@ _ABOVE_ZERO = (
     "train.clip",
     "train.adaptive.mean",
     "train.adaptive.most",
+    "train.resize_seconds",
+    "sweep.gpu_share",
     "probe.label_fraction",
 )
 # Beyond what any machine can do: a slip of the finger is told instead of tried.
@@ -70,16 +71,17 @@ _MOST = {
     "train.steps": 1_000_000_000,
     "train.batch_size": 1_000_000,
     "train.warmup.steps": 1_000_000_000,
-    "train.workers": 10_000,
     "world.train": 1_000_000,
     "world.test": 1_000_000,
 }
+_MOST_WORKERS = 10_000
 _MOST_RATIO = 1_000  # batches per target batch
 _MOST_VALUES = 1_000  # in a list of seeds, settings, pieces of a ratio
 _MOST_NAME = 100  # characters; folders and files are called so
 _SHARES = (
     "model.dropout",
     "train.label_smoothing",
+    "sweep.gpu_share",
     "train.adaptive.floor",
     "probe.label_fraction",
     "allow_overlap",
@@ -194,17 +196,13 @@ def _check_model(recipe: Recipe, names: Collection[str], problems: list[str]) ->
 
 def _check_train(recipe: Recipe, names: Collection[str], problems: list[str]) -> None:
     train = recipe.train
-    if train.batch_size < train.workers:
-        problems.append(
-            f"train.batch_size: {train.batch_size} is less than one sample for each of "
-            f"{train.workers} workers"
-        )
     parts = ("trunk", "classifier", *(f"stems.{name}" for name in names))
     for part, factor in train.lr_factors.items():
         if not any(part == known or part.startswith(f"{known}.") for known in parts):
             problems.append(f"train.lr_factors: no part '{part}'{near(part, parts)}")
         if not 0 < factor < math.inf:
             problems.append(f"train.lr_factors.{part}: must be above 0 (got {factor})")
+    _check_workers(recipe, problems)
     if train.warmup is None:
         return
     if train.warmup.modality not in names:
@@ -219,6 +217,47 @@ def _check_train(recipe: Recipe, names: Collection[str], problems: list[str]) ->
             "train nothing"
         )
     problems.extend(warmup_problems(recipe))
+
+
+def _check_workers(recipe: Recipe, problems: list[str]) -> None:
+    train = recipe.train
+    workers = train.workers if isinstance(train.workers, list) else [train.workers]
+    if len(workers) not in (1, 2) or workers != sorted(workers):
+        problems.append(f"train.workers: a number, or [least, most] (got {train.workers})")
+    elif workers[0] < 1 or workers[-1] > _MOST_WORKERS:
+        problems.append(
+            f"train.workers: must be at least 1 and at most {_MOST_WORKERS:,} (got {train.workers})"
+        )
+    elif train.batch_size < workers[-1]:
+        problems.append(
+            f"train.batch_size: {train.batch_size} is less than one sample for each of "
+            f"{workers[-1]} workers"
+        )
+    for name, amount in train.worker_resources.items():
+        if amount <= 0:
+            problems.append(f"train.worker_resources.{name}: must be above 0 (got {amount})")
+    if 0 < train.worker_resources.get("GPU", 1) < 1 and workers[-1] > 1:
+        problems.append(
+            "train.worker_resources.GPU: workers of one run cannot share a GPU (NCCL refuses it); "
+            "sweep.gpu_share lets trials share one"
+        )
+    if train.parallel == "fsdp":
+        problems.extend(_sharding_problems(recipe))
+
+
+def _sharding_problems(recipe: Recipe) -> list[str]:
+    """What does not go together with weights that no worker holds whole."""
+    said = []
+    if recipe.train.gradients_every:
+        said.append(
+            "train.gradients_every: must be 0 with train.parallel=fsdp; no worker holds the "
+            "gradients of the shared weights as a whole"
+        )
+    if recipe.model.logit_scale == "learned":
+        said.append("model.logit_scale: must be fixed with train.parallel=fsdp")
+    if recipe.adaptive:
+        said.append("modalities: adaptive ratios need whole gradients, so train.parallel=ddp")
+    return said
 
 
 def warmup_problems(recipe: Recipe) -> list[str]:

@@ -58,6 +58,7 @@ class UnpairedLearner(nn.Module):
         self.spec = spec
         self.supervised = num_classes is not None
         self.label_smoothing = label_smoothing
+        self.shares_trunk_calls = True  # where the number of calls need not be alike on all ranks
         self.stems = nn.ModuleDict()
         for name, m in self.modalities.items():
             build = partial(m.stem, spec.width, supervised=self.supervised)
@@ -135,7 +136,7 @@ class UnpairedLearner(nn.Module):
             return [z for z, _ in stemmed]
         groups: dict[object, list[int]] = {}
         for i, (z, mask) in enumerate(stemmed):
-            free = mask is None or self.trunk.causal
+            free = self.shares_trunk_calls and (mask is None or self.trunk.causal)
             groups.setdefault((z.shape[1], z.dtype) if free else i, []).append(i)
         out: dict[int, Tensor] = {}
         for members in groups.values():

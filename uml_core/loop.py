@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from uml_core import sharding
 from uml_core.analysis.gradients import gradient_report, weighted_losses
 from uml_core.errors import RunError
 from uml_core.learner import UnpairedLearner
@@ -98,6 +99,13 @@ class DataParallel(World):
         return [item for x, mask in parts for item in unpad(x, mask)], begin
 
 
+class Sharded(DataParallel):
+    """FSDP2 over the current process group."""
+
+    def wrap(self, learner: UnpairedLearner, every_step_alike: bool) -> nn.Module:
+        return sharding.shard(learner)
+
+
 @dataclass
 class Fit:
     """One model in training.
@@ -120,8 +128,7 @@ class Fit:
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.parameters = list(self.learner.parameters())
-        self.device = self.parameters[0].device
+        self.device = next(self.learner.parameters()).device
         if self.spec.compile and self.learner.trunk is not None:
             self.learner.trunk.compile(dynamic=True)
         frozen = self.learner.spec.trunk_frozen
@@ -134,6 +141,7 @@ class Fit:
             and isinstance(frozen, bool)
         )
         self.module = self.world.wrap(self.learner, alike)
+        self.parameters = list(self.learner.parameters())
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.learner, self.spec.lr_factors),
             lr=self.spec.lr,
@@ -243,8 +251,8 @@ class Fit:
         Without clipping a gradient may overflow though its loss did not. The next loss shows it,
         but weights that are validated or saved before would pass for good ones.
         """
-        finite = torch.stack([p.detach().isfinite().all() for p in self.parameters])
-        if not self.stopped and not finite.all():
+        finite = torch.stack([sharding.local(p.detach()).isfinite().all() for p in self.parameters])
+        if not self.stopped and self.world.total((~finite).sum()):
             self.diverged_at, self.stopped = step, True
 
     def _finite(self, means: Sequence[float]) -> bool:
@@ -254,7 +262,7 @@ class Fit:
         if self.spec.clip is None and self.spec.on_nan == "stop":
             return True  # a non-finite gradient alone shows in the next loss
         limit = math.inf if self.spec.clip is None else self.spec.clip
-        return math.isfinite(nn.utils.clip_grad_norm_(self.parameters, limit))
+        return math.isfinite(sharding.whole(nn.utils.clip_grad_norm_(self.parameters, limit)))
 
     def _autocast(self) -> Any:
         if self.spec.precision == "fp32":
@@ -304,19 +312,25 @@ class Fit:
     )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs; loads with torch.load(weights_only=True)."""
+        """Everything a resumed run needs; loads with torch.load(weights_only=True).
+
+        Where weights are sharded all ranks must ask for it.
+        """
         return {
-            "model": self.learner.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "best_weights": self.best_weights,
+            "model": sharding.whole(self.learner.state_dict()),
+            "optimizer": sharding.whole(self.optimizer.state_dict()),
+            "best_weights": sharding.whole(self.best_weights),
             **{name: getattr(self, name) for name in self._PLAIN},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where `state_dict` was taken."""
-        self.learner.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.best_weights = state["best_weights"]
+        best = state["best_weights"]
+        self.learner.load_state_dict(sharding.parts_of_weights(state["model"], self.learner))
+        self.optimizer.load_state_dict(
+            sharding.parts_of_moments(state["optimizer"], self.parameters)
+        )
+        self.best_weights = best and sharding.parts_of_weights(best, self.learner)
         for name in self._PLAIN:
             setattr(self, name, state[name])
 

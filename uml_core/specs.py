@@ -116,7 +116,10 @@ class TrainSpec:
     mode: Literal["joint", "alternate"] = "joint"
     warmup: WarmupSpec | None = None
     adaptive: AdaptiveSpec = field(default_factory=AdaptiveSpec)
-    workers: int = 2
+    workers: int | list[int] = 2  # [least, most]: as many as the cluster has room for
+    worker_resources: dict[str, float] = field(default_factory=dict)  # of Ray, of one worker
+    data_nodes: dict[str, str] = field(default_factory=dict)  # labels of nodes that read and decode
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # fsdp: weights and moments shared out (FSDP2)
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     validate_every: int = 25
@@ -125,6 +128,18 @@ class TrainSpec:
     checkpoint_every: int = 100
     on_nan: Literal["stop", "skip"] = "stop"
     max_failures: int = 3  # restarts of the worker group before the run is given up
+    resize_seconds: float = 60.0  # between looks whether an elastic group can grow
+    storage: str | None = None  # shared folder or s3:// for checkpoints; null = inside --out
+
+    @property
+    def least_workers(self) -> int:
+        """Workers without which the run waits."""
+        return min(self.workers) if isinstance(self.workers, list) else self.workers
+
+    @property
+    def most_workers(self) -> int:
+        """Workers at most; what a machine must be able to hold."""
+        return max(self.workers) if isinstance(self.workers, list) else self.workers
 
 
 @dataclass(frozen=True)
@@ -172,6 +187,7 @@ class SweepSpec:
     budget: Literal["target_samples", "flops"] = "target_samples"  # what every trial gets alike
     workers: int = 1  # of one trial; above 1 each trial is a Ray Train run with its start-up time
     confirm: int = 5  # fresh seeds of the confirmation at the end; 0 = none
+    gpu_share: float = 1.0  # of a GPU that one trial takes; 0.25 = four small trials on each
     keep: int = 3  # trials whose weights stay on disk, the best ones
     max_failures: int = 1  # times a trial that failed is tried again
 

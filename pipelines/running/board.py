@@ -35,6 +35,9 @@ class _Board:
     def post(self, event: dict[str, Any]) -> None:
         self._events.append(event)
 
+    def restart(self) -> None:
+        self._done = {}  # the group may have fewer workers now
+
     def read(self) -> tuple[float, list[dict[str, Any]]]:
         events, self._events = self._events, []
         return sum(self._done.values()), events
@@ -81,7 +84,8 @@ class Reporter:
         self.post(note=text, topic=topic)
 
     def began(self, at: int, unit: str) -> None:
-        """The worker group is ready and goes on after `at` steps (or rounds)."""
+        """The worker group is ready and goes on after `at` steps (or rounds); rank 0 says it."""
+        self.board.restart.remote()
         self.post(began=at, unit=unit)
 
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.files import disk_full
+from pipelines.running.checkpoint_home import Home, home_of
 from uml_core.errors import RunError
 
-STORAGE = "train"  # Ray Train's folder inside --out
 KEEP = 2  # the newest, and the one before in case it is damaged
 MANIFESTS = "manifest-*.json"
 
@@ -34,14 +34,16 @@ class Checkpoint:
     path: Path
     at: int
     unit: str
+    name: str  # attempt-<n>/checkpoint_<...>
+    place: str  # for a person
 
     def __str__(self) -> str:
-        return f"{self.path} ({self.unit} {self.at})"
+        return f"{self.place} ({self.unit} {self.at})"
 
 
 def new_attempt(out: Path) -> str:
     """The name of Ray Train's folder for one more start of the job in `out`."""
-    numbers = [int(p.name.removeprefix("attempt-")) for p in (out / STORAGE).glob("attempt-*")]
+    numbers = [int(name.removeprefix("attempt-")) for name in home_of(out).attempts()]
     return f"attempt-{max(numbers, default=-1) + 1:03d}"
 
 
@@ -76,7 +78,7 @@ def save(
     except Exception as error:
         attempt = ray.train.get_context().get_experiment_name()
         # Worker 0 gave the folder its name; elsewhere there is none of this one.
-        shutil.rmtree(out / STORAGE / attempt / name, ignore_errors=True)
+        home_of(out).remove(f"{attempt}/{name}")
         # On a full disk Ray may also fail to make the folder, and then miss it.
         if folder is not None and (disk_full(error) or not _fits(folder, out)):
             raise RunError(
@@ -125,11 +127,10 @@ def agreed(out: Path, rank: int) -> tuple[Checkpoint | None, list[str]]:
     troubles: list[str] = []
     if rank == 0:
         found, troubles = newest(out)
-    name = None if found is None else str(found.path.relative_to(out))
-    told = collective.broadcast_from_rank_zero((name, found and found.at, found and found.unit))
-    if rank == 0 or told[0] is None:
+    told = collective.broadcast_from_rank_zero(found and (found.name, found.at, found.unit))
+    if rank == 0 or told is None:
         return found, troubles
-    return Checkpoint(out / told[0], told[1], told[2]), troubles
+    return _checkpoint(home_of(out), *told), troubles
 
 
 def flaw_of(folder: Path) -> str | None:
@@ -153,12 +154,23 @@ def flaw_of(folder: Path) -> str | None:
 
 
 def _newest_first(out: Path) -> Iterator[Checkpoint]:
-    found = []
-    for folder in (out / STORAGE).glob("attempt-*/checkpoint_*"):
-        manifests = _manifests(folder)
+    """Checkpoints that have all their manifests; one after the other, for a store copies them."""
+    home = home_of(out)
+    names = [name for attempt in home.attempts() for name in home.checkpoints(attempt)]
+    for name in sorted(names, key=lambda name: (_reached(name), name), reverse=True):
+        manifests = _manifests(home.here(name))
         if manifests is not None:
-            found.append(Checkpoint(folder, manifests[0]["at"], manifests[0]["unit"]))
-    yield from sorted(found, key=lambda c: (c.at, str(c.path)), reverse=True)
+            yield _checkpoint(home, name, manifests[0]["at"], manifests[0]["unit"])
+
+
+def _checkpoint(home: Home, name: str, at: int, unit: str) -> Checkpoint:
+    return Checkpoint(home.here(name), at, unit, name, home.shown(name))
+
+
+def _reached(name: str) -> int:
+    """How far a checkpoint got, by its name."""
+    number = name.partition("/checkpoint_")[2].partition("_")[0]
+    return int(number) if number.isdigit() else -1
 
 
 def _manifests(folder: Path) -> list[dict[str, Any]] | None:
@@ -179,17 +191,19 @@ def tidy(out: Path) -> None:
 
     Only while no worker of the job runs. A damaged checkpoint among the newest stays.
     """
-    good, kept = 0, set()
+    home, good, kept = home_of(out), 0, set()
     for checkpoint in _newest_first(out):
-        if good < KEEP:
-            kept.add(checkpoint.path)
-            good += flaw_of(checkpoint.path) is None
-    for attempt in (out / STORAGE).glob("attempt-*"):
-        for folder in attempt.glob("checkpoint_*"):
-            if folder not in kept:
-                shutil.rmtree(folder, ignore_errors=True)
-        if not any(attempt.glob("checkpoint_*")):
-            shutil.rmtree(attempt, ignore_errors=True)
+        kept.add(checkpoint.name)
+        good += flaw_of(checkpoint.path) is None
+        if good == KEEP:
+            break
+    for attempt in home.attempts():
+        names = home.checkpoints(attempt)
+        for name in names:
+            if name not in kept:
+                home.remove(name)
+        if not kept.intersection(names):
+            home.remove(attempt)
 
 
 def where_it_stands(out: Path) -> str:
@@ -199,7 +213,7 @@ def where_it_stands(out: Path) -> str:
         last = "There is no checkpoint: --resume would start anew."
     else:
         last = (
-            f"Lost is the work since {found.unit} {found.at}. The last checkpoint is {found.path}; "
-            "the same command with --resume goes on from it."
+            f"Lost is the work since {found.unit} {found.at}. The last checkpoint is "
+            f"{found.place}; the same command with --resume goes on from it."
         )
     return "\n".join([*troubles, last])

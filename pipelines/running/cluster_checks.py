@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata, util
@@ -29,6 +30,7 @@ class Cluster:
     store      bytes of the object stores of all nodes
     nodes      ids of the living nodes; session: its session folder, where it is on this machine
     dashboard  None, or why it does not answer
+    resources  all that nodes offer; labels: of each node
     """
 
     private: bool
@@ -40,6 +42,8 @@ class Cluster:
     nodes: tuple[str, ...] = ()
     session: str | None = None
     dashboard: str | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
+    labels: Sequence[Mapping[str, str]] = ()
     facts: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
 
 
@@ -69,6 +73,8 @@ def running_cluster(need: Need, out: str) -> Cluster:
         nodes=nodes,
         session=node.get_session_dir_path() if node is not None else None,
         dashboard=_dashboard_trouble(),
+        resources=total,
+        labels=[node.get("Labels", {}) for node in ray.nodes() if node["Alive"]],
         facts=_node_facts(nodes, [*need.paths, out]) if len(nodes) > 1 else (),
     )
 
@@ -117,8 +123,20 @@ def node_facts(paths: Sequence[str]) -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "missing"
-    missing = [path for path in paths if not os.path.exists(path)]
-    return {"versions": versions, "ours": util.find_spec("pipelines") is not None, "lost": missing}
+    return {
+        "versions": versions,
+        "ours": util.find_spec("pipelines") is not None,
+        "lost": [path for path in paths if not os.path.exists(path)],
+        "looped": _own_address().startswith("127.") and "GLOO_SOCKET_IFNAME" not in os.environ,
+    }
+
+
+def _own_address() -> str:
+    """What this node's name resolves to: there Gloo listens for the other workers."""
+    try:
+        return socket.gethostbyname(socket.gethostname())
+    except OSError:
+        return ""
 
 
 # ------------------------------------------------------------------------------- the checks
@@ -162,18 +180,44 @@ def gpus(cluster: Cluster, need: Need) -> Finding:
     """GPUs against `train.device`."""
     found = f"{cluster.gpus:g} GPUs, device {need.device}, {need.workers} workers"
     if need.device != "cuda":
-        enough = need.device == "auto" and cluster.gpus >= need.workers
+        enough = need.device == "auto" and cluster.gpus >= need.fewest
         note = "on GPUs" if enough else "on CPUs"
-        if need.device == "auto" and 0 < cluster.gpus < need.workers:
+        if need.device == "auto" and 0 < cluster.gpus < need.fewest:
             fix = f"train.workers={int(cluster.gpus)}"
             return Finding("GPUs", "warn", f"{found}: too few for all, so it runs {note}", fix)
         return Finding("GPUs", "ok", f"{found}: it runs {note}")
-    if cluster.gpus < need.workers:
-        state, end = _request(cluster, "GPU", need.workers)
+    if cluster.gpus < need.fewest:
+        state, end = _request(cluster, "GPU", need.fewest)
         fix = "train.device=auto, or "
         fix += f"train.workers={int(cluster.gpus)}" if cluster.gpus >= 1 else "a machine with GPUs"
         return Finding("GPUs", state, f"{found}: too few, {end}", fix)
     return Finding("GPUs", "ok", found)
+
+
+def placement(cluster: Cluster, need: Need) -> list[Finding]:
+    """Nodes for trainers and for data tasks, where the recipe names them. A private Ray is one
+    node for both, and does not ask."""
+    if cluster.private:
+        return []
+    found = []
+    for name, amount in need.resources:
+        there = cluster.gpus if name == "GPU" else cluster.resources.get(name, 0)
+        if name not in ("CPU", "GPU") and there < amount * need.fewest:
+            state, end = _request(cluster, name, amount * need.fewest)
+            text = (
+                f"{there:g} of resource {name}, {need.fewest} workers take {amount:g} each: {end}"
+            )
+            fix = f"ray start --resources='{{\"{name}\": 1}}' on the nodes that train, or leave "
+            fix += "train.worker_resources out"
+            found.append(Finding("placement", state, text, fix))
+    wanted = dict(need.data_nodes)
+    if wanted and not any(wanted.items() <= labels.items() for labels in cluster.labels):
+        said = ",".join(f"{key}={value}" for key, value in wanted.items())
+        growing = cluster.most is not None
+        text = f"no node has the labels {said} of train.data_nodes: no read task finds a place"
+        fix = f"ray start --labels={said} on the nodes that read, or leave train.data_nodes out"
+        found.append(Finding("placement", "warn" if growing else "stop", text, fix))
+    return found
 
 
 def _request(cluster: Cluster, name: str, wanted: float) -> tuple[Any, str]:
@@ -220,6 +264,11 @@ def nodes(cluster: Cluster, out: str) -> list[Finding]:
     if other:
         fix = "the same image on all nodes"
         found.append(Finding("nodes", "warn", "; ".join(other[:3]), fix))
+    if looped := [f["node"] for f in told if f["looped"]]:
+        fix = "export GLOO_SOCKET_IFNAME=eth0 (its network card) before `ray start`, or name its "
+        fix += "address in its /etc/hosts"
+        text = f"the host name of {', '.join(looped[:3])} is 127.x: on CPUs, workers of other "
+        found.append(Finding("nodes", "warn", text + "nodes do not reach it", fix))
     if out in lost:
         fix = "--out on a disk that all nodes share"
         text = f"{out} is not on every node: checkpoints written there would be lost"

@@ -66,7 +66,7 @@ def describe(recipe: Recipe, data: Data, arms: Sequence[str] | None = None) -> s
     if arms is not None:
         budgets = recipe.shots if isinstance(recipe.shots, list) else [recipe.shots]
         points = len(units_of(recipe, arms, seed, shots))
-        together = max(1, points // recipe.train.workers)
+        together = max(1, points // recipe.train.most_workers)
         fits = (
             f"{points * len(recipe.seeds) * len(budgets)} ({len(arms)} arms with their grids, "
             f"{len(recipe.seeds)} seeds, {len(budgets)} numbers of shots"

@@ -17,7 +17,7 @@ from pipelines.streams.plan import Plan
 from pipelines.streams.quarantine import EVALUATION, FILE, Quarantine
 from pipelines.streams.reader import BatchStream, load_all, ray_stream
 from pipelines.streams.shards import Index, subset
-from pipelines.streams.source import Segment, slice_of
+from pipelines.streams.source import Segment, data_nodes, slice_of
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
 
@@ -148,7 +148,10 @@ def augments(modality: Modality) -> bool:
 
 def decode_place(ranks: int) -> Literal["tasks", "threads"]:
     """Where samples are decoded: in the trainers while they have the cluster's cores to
-    themselves (nothing decoded travels between processes), in Ray tasks where cores are left."""
+    themselves (nothing decoded travels between processes), in Ray tasks where cores are left or
+    nodes are there for it."""
+    if data_nodes():
+        return "tasks"
     # Real cores, guessed from this node's: the logical CPUs of a local Ray say nothing of them.
     cores = (os.cpu_count() or 1) * sum(bool(node["Alive"]) for node in ray.nodes())
     return "tasks" if cores > 4 * ranks else "threads"

@@ -20,8 +20,10 @@ from ray.util.state.exception import RayStateApiException
 from pipelines.files import disk_full
 from pipelines.running import checkpoints
 from pipelines.running.board import Listener, Reporter, failure_of, new_board
-from pipelines.running.runtime import TRAINER_CPUS
+from pipelines.running.checkpoint_home import home_of
+from pipelines.running.runtime import TRAINER_CPUS, is_private
 from pipelines.streams.access import carried
+from pipelines.streams.source import place_data_tasks
 from uml_core.errors import RunError, UserError
 from uml_core.specs import TrainSpec
 
@@ -64,7 +66,8 @@ def run_job(
     """
     checkpoints.tidy(out)
     board = new_board()
-    config = {"job": ray.put(job), "board": board}
+    data_nodes = {} if is_private() else spec.data_nodes
+    config = {"job": ray.put(job), "board": board, "data_nodes": data_nodes}
     value, failure = None, None
     with Listener(board, on_progress, on_event, say=say) as listener:
         try:
@@ -83,7 +86,10 @@ def run_job(
 def run_workers(
     loop: Callable[[dict[str, Any]], Any], config: dict[str, Any], spec: TrainSpec, out: Path
 ) -> Any:
-    """Runs `loop` in `spec.workers` processes under Ray Train; returns rank 0's return value.
+    """Runs `loop` in the recipe's workers under Ray Train; returns rank 0's return value.
+
+    An elastic group starts with as many of them as there is room for, goes on with the rest when
+    a node is lost and is started anew with more when room comes back.
 
     Raises RunError when the group failed more than `spec.max_failures` times, and
     KeyboardInterrupt on Ctrl-C, when the workers are gone.
@@ -116,17 +122,21 @@ def _trainer(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     gpu = use_gpu(spec)
-    resources = {"CPU": TRAINER_CPUS, **({"GPU": 1.0} if gpu else {})}
+    elastic = spec.least_workers < spec.most_workers
+    scaling: dict[str, Any] = {  # of Train V2, which type checkers do not see
+        "num_workers": (spec.least_workers, spec.most_workers) if elastic else spec.most_workers,
+        "elastic_resize_monitor_interval_s": spec.resize_seconds,
+        "use_gpu": gpu,
+        "resources_per_worker": resources_of(spec, gpu),
+    }
     return TorchTrainer(
         carried(loop),
         train_loop_config=config,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=spec.workers, use_gpu=gpu, resources_per_worker=resources
-        ),
+        scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(
             name=checkpoints.new_attempt(out),
-            storage_path=str(out / checkpoints.STORAGE),
+            **home_of(out).ray(),
             failure_config=FailureConfig(max_failures=spec.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=checkpoints.KEEP),
         ),
@@ -158,10 +168,17 @@ def _alive(kind: str) -> list[Any]:
 
 
 def use_gpu(spec: TrainSpec) -> bool:
-    """`device: auto` takes GPUs when the cluster has one for every worker."""
+    """`device: auto` takes GPUs when the cluster has one for every worker that the run needs."""
     if spec.device != "auto":
         return spec.device == "cuda"
-    return ray.cluster_resources().get("GPU", 0) >= spec.workers
+    return ray.cluster_resources().get("GPU", 0) >= spec.least_workers
+
+
+def resources_of(spec: TrainSpec, gpu: bool) -> dict[str, float]:
+    """What one worker takes of its node; a resource of the user's own says which nodes train."""
+    own = {} if is_private() else {k: v for k, v in spec.worker_resources.items() if k != "GPU"}
+    share = {"GPU": spec.worker_resources.get("GPU", 1.0)} if gpu else {}
+    return {"CPU": TRAINER_CPUS, **share, **own}
 
 
 def _cause(error: BaseException, out: Path) -> str:
@@ -197,6 +214,7 @@ def take_part(config: dict[str, Any], make: Callable[[Any, Reporter], Member]) -
         return None
     member: Member | None = None
     try:
+        place_data_tasks(config["data_nodes"])
         member = make(ray.get(config["job"]), reporter)
         return member.run()
     except Exception as error:

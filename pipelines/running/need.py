@@ -29,6 +29,8 @@ class Need:
     shards            modality -> shards of its training split; remote: those read over a network
     paths             local shards, one per modality and split, for a look from other nodes
     tunes             trials are stopped early by Ray Tune
+    least             workers without which the job does not start; None: all of them
+    resources         beside CPUs and GPUs, of one worker; data_nodes: labels of those that read
     """
 
     workers: int = 1
@@ -42,6 +44,14 @@ class Need:
     remote: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     tunes: bool = False
+    least: int | None = None
+    resources: tuple[tuple[str, float], ...] = ()
+    data_nodes: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def fewest(self) -> int:
+        """Workers without which the job does not start."""
+        return self.workers if self.least is None else self.least
 
 
 def count_parameters(recipe: Recipe, data: Data) -> int:
@@ -76,7 +86,7 @@ def estimate(
     workers   processes that train at a time; default: the recipe's
     together  fits that one worker trains in lockstep; fits: of the whole job
     """
-    workers = recipe.train.workers if workers is None else workers
+    workers = recipe.train.most_workers if workers is None else workers
     parameters = count_parameters(recipe, data)
     urls = {name: [shard.url for shard in index.shards] for name, index in data.train.items()}
     remote = tuple(name for name, found in urls.items() if any(map(is_remote, found)))
@@ -97,4 +107,7 @@ def estimate(
         remote=remote,
         paths=tuple(url for url in first if not is_remote(url)),
         tunes=tunes,
+        least=min(workers, recipe.train.least_workers),
+        resources=tuple(recipe.train.worker_resources.items()),
+        data_nodes=tuple(recipe.train.data_nodes.items()),
     )

@@ -54,6 +54,7 @@ def examine(need: Need, cluster: Cluster, out: Path) -> list[Finding]:
         cluster_checks.object_store(cluster, need),
         cluster_checks.cpu_plan(cluster, need),
         cluster_checks.gpus(cluster, need),
+        *cluster_checks.placement(cluster, need),
         machine.cores(need),
         machine.memory(need, here),
         machine.limits(),

@@ -20,6 +20,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, os.cpu_count() or 1)))
 
 _FOLDER, _OWNER = "uml-ray-", "owner"
+_private = False  # whether this process has started the Ray that it uses
 TRAINER_CPUS = 0.25  # logical: the operating system shares the real cores; see `local_cpus`
 
 
@@ -45,11 +46,12 @@ def ray_session(
     """
     import ray
 
+    global _private
     if ray.is_initialized():
         yield
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.ERROR)
+        ray.init(log_to_driver=_ray_logs(), logging_level=logging.ERROR)
         try:
             yield
         finally:
@@ -64,16 +66,28 @@ def ray_session(
                     object_store_memory=object_store_bytes,
                     include_dashboard=True,
                     dashboard_host="127.0.0.1",
-                    log_to_driver=bool(os.environ.get("UML_RAY_LOGS")),
+                    log_to_driver=_ray_logs(),
                     logging_level=logging.ERROR,
                 )
             # Where Ray's own processes look their Ray up. With several on a machine they find none
             # otherwise, and Train's cleaner leaves the placement groups of stopped trials behind.
             current = Path(folder) / "ray" / "ray_current_cluster"
             current.write_text(ray.get_runtime_context().gcs_address)
+            _private = True
             yield
         finally:
+            _private = False
             ray.shutdown()
+
+
+def is_private() -> bool:
+    """Whether this process has started the Ray that it uses: one node, which does everything."""
+    return _private
+
+
+def _ray_logs() -> bool:
+    """Whether what Ray's workers print goes to the terminal: progress and advice are ours."""
+    return bool(os.environ.get("UML_RAY_LOGS"))
 
 
 @contextlib.contextmanager

@@ -94,6 +94,9 @@ class DecodedCache:
         self.items: dict[tuple[str, int], Tensor] = {}
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type[DecodedCache], tuple[int]]:
+        return DecodedCache, (self.limit,)  # every process that decodes begins with an empty one
+
     def get(self, place: tuple[str, int]) -> Tensor | None:
         return self.items.get(place)
 

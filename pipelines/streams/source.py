@@ -37,6 +37,7 @@ MAX_CHUNKS = 4096  # per stream; longer streams have larger chunks that come in 
 MAX_TASKS = 512  # of a stream that reads with one task at a time: each costs 1 ms before the start
 READ_CPUS, DECODE_CPUS = 0.25, 1.0  # a read task waits for disk or network most of the time
 LOCAL_TASKS, REMOTE_TASKS = 1, 4  # read tasks of one stream at a time
+DATA_NODES = "uml.data_nodes"  # of Ray Data's context: labels of the nodes that read and decode
 AHEAD = 2  # chunks read and waiting for the consumer, beside those in the tasks
 
 # One row holds several whole batches, so that Ray Data, which joins and splits blocks by rows and
@@ -171,6 +172,21 @@ def ray_tables(
         yield table
 
 
+def place_data_tasks(labels: Mapping[str, str]) -> None:
+    """From now on the streams of this process read and decode on nodes with all these labels."""
+    from ray.data import DataContext
+
+    DataContext.get_current().set_config(DATA_NODES, dict(labels))
+
+
+def data_nodes() -> dict[str, str]:
+    """The labels that `place_data_tasks` was told; none: any node."""
+    from ray.data import DataContext
+
+    labels: dict[str, str] = DataContext.get_current().get_config(DATA_NODES, {})
+    return labels
+
+
 def first_batch(table: pa.Table) -> tuple[int, int]:
     """(segment, number) of the first batch in a table, raw or decoded."""
     number = table.column("batches")[0].as_py()
@@ -200,6 +216,8 @@ def _dataset(
     items = [{"number": number, **asdict(chunk)} for number, chunk in enumerate(chunks)]
     # Chunks of one task come one after the other: only a stream of one task at a time may share.
     blocks = min(len(items), MAX_TASKS) if tasks == 1 else len(items)
+    labels = data_nodes()
+    placed: dict[str, Any] = {"label_selector": labels} if labels else {}
     dataset = ray.data.from_items(items, override_num_blocks=blocks).map_batches(
         work,
         batch_size=None,
@@ -207,6 +225,7 @@ def _dataset(
         zero_copy_batch=True,
         num_cpus=READ_CPUS if reads else DECODE_CPUS,
         compute=TaskPoolStrategy(size=tasks),
+        **placed,
     )
     # The pace keeps a stream far below this; it is a limit for samples of very unequal size.
     most = 4 * (tasks + AHEAD) * (CHUNK_BYTES if reads else DECODED_BYTES)

@@ -405,6 +405,11 @@ def _arrow(url: str) -> tuple[Any, str]:
     return _arrow_system(scheme, tuple(sorted(access.settings().items()))), path
 
 
+def filesystem(url: str) -> tuple[Any, str]:
+    """pyarrow's file system of an s3:// or gs:// url, and the path in it."""
+    return _arrow(url)
+
+
 @lru_cache(maxsize=4)
 def _arrow_system(scheme: str, found: tuple[tuple[str, str], ...]) -> Any:
     """The file system of a scheme; `found` (see `access.settings`) tells when to make a new one."""

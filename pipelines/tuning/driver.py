@@ -30,7 +30,7 @@ from uml_core.statistics import paired_gain
 class Sweep:
     """One sweep in `out`, new or resumed. workers: of a run by the recipe, for best.yaml."""
 
-    def __init__(self, made: Design, out: Path, tracker: Tracker, workers: int) -> None:
+    def __init__(self, made: Design, out: Path, tracker: Tracker, workers: int | list[int]) -> None:
         self.made, self.out, self.tracker = made, out, tracker
         self.workers = workers
         self.journal = Journal(out)

@@ -15,8 +15,7 @@ import ray
 import ray.train
 import torch
 
-from pipelines.running.jobs import limit_threads, use_gpu
-from pipelines.running.runtime import TRAINER_CPUS
+from pipelines.running.jobs import limit_threads, resources_of, use_gpu
 from pipelines.tuning.trial import STATE, Shared, Trial, TrialRun, caches_of, read_state
 from uml_core.loop import DataParallel
 
@@ -37,9 +36,9 @@ def run_in_train(config: dict[str, Any], shared: Shared) -> None:
         train_loop_config={"trial": config["trial"], "shared": ray.put(shared)},
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=spec.workers,
+            num_workers=spec.most_workers,
             use_gpu=gpu,
-            resources_per_worker={"CPU": TRAINER_CPUS, **({"GPU": 1.0} if gpu else {})},
+            resources_per_worker=resources_of(spec, gpu),
         ),
         run_config=RunConfig(
             name=config["trial"]["key"],

@@ -46,14 +46,15 @@ METRICS = (
 Note = Callable[[str, Record], None]  # (start | report | end, the trial's record)
 
 
-def concurrency(spec: TrainSpec) -> int:
+def concurrency(spec: TrainSpec, gpu_share: float = 1.0) -> int:
     """Trials at a time: what the true cores and GPUs carry, whatever Ray's logical CPUs say."""
     alive = sum(bool(node["Alive"]) for node in ray.nodes())
     # Real cores, guessed from this node's: a local Ray has more logical CPUs than the machine.
     cores = min((os.cpu_count() or 1) * alive, int(ray.cluster_resources().get("CPU", 1)))
-    most = cores // spec.workers
+    most = cores // spec.most_workers
     if use_gpu(spec):
-        most = min(most, int(ray.cluster_resources().get("GPU", 0)) // spec.workers)
+        gpus = ray.cluster_resources().get("GPU", 0)
+        most = min(most, int(gpus / (gpu_share * spec.most_workers) + 1e-9))
     return max(1, most)
 
 
@@ -302,17 +303,18 @@ def run_trials(
     Raises RunError when every trial failed.
     """
     recipe, out = shared.recipe, Path(shared.out)
-    several = recipe.train.workers > 1
+    several = recipe.train.most_workers > 1
     function = tune.with_parameters(run_in_train if several else run_in_tune, shared=shared)
     # The driver of a group only waits; Tune refuses a trial without any CPU.
-    one = {"CPU": 1.0, "GPU": 1.0} if use_gpu(recipe.train) else {"CPU": 1.0}
+    share = recipe.sweep.gpu_share
+    one = {"CPU": 1.0, "GPU": share} if use_gpu(recipe.train) else {"CPU": 1.0}
     tuner = tune.Tuner(
         tune.with_resources(function, {"CPU": 0.001} if several else one),
         tune_config=tune.TuneConfig(
             search_alg=_Points(queue, journal),
             scheduler=scheduler,
             num_samples=-1,
-            max_concurrent_trials=concurrency(recipe.train),
+            max_concurrent_trials=concurrency(recipe.train, 1.0 if several else share),
             reuse_actors=not several,
             trial_name_creator=_name,
             trial_dirname_creator=_name,

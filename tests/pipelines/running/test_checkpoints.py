@@ -14,9 +14,7 @@ from pipelines.running.checkpoints import _seal, flaw_of, new_attempt, newest, t
 
 def make(out: Path, attempt: int, at: int, ranks: int = 1, unit: str = "step") -> Path:
     """A checkpoint as a worker group leaves it: the files and manifests of all workers."""
-    folder = (
-        out / "train" / f"attempt-{attempt:03d}" / f"checkpoint_2026-01-0{attempt + 1}_{at:06d}"
-    )
+    folder = out / "train" / f"attempt-{attempt:03d}" / f"checkpoint_{at:08d}_{attempt:08x}"
     for rank in range(ranks):
         part = out / f"worker-{rank}"
         part.mkdir(parents=True, exist_ok=True)

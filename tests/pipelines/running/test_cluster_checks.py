@@ -43,6 +43,30 @@ def test_the_plan_of_cpus():
         assert plan.state == "ok"
 
 
+def test_an_elastic_job_asks_for_its_fewest_workers():
+    some = need(workers=4, least=1, device="cuda")
+    assert checks.gpus(cluster(gpus=1), some).state == "ok"
+    assert "on GPUs" in checks.gpus(cluster(gpus=1), need(workers=4, least=1)).found
+    assert checks.gpus(cluster(gpus=0), some).state == "stop"
+
+
+def test_placement_on_named_nodes():
+    asks = need(resources=(("trainer", 1.0),), data_nodes=(("uml-role", "data"),))
+    labels = [{"uml-role": "train"}, {"uml-role": "data", "zone": "a"}]
+    there = cluster(resources={"trainer": 2.0}, labels=labels)
+    assert checks.placement(there, asks) == []
+    assert checks.placement(cluster(private=True), asks) == []  # one node, which does everything
+    few = checks.placement(cluster(resources={"trainer": 1.0}, labels=labels), asks)
+    assert [f.state for f in few] == ["stop"] and "for ever" in few[0].found
+    grows = cluster(resources={}, labels=labels, most={"trainer": 4})
+    assert [f.state for f in checks.placement(grows, asks)] == ["warn"]
+    nowhere = checks.placement(cluster(resources={"trainer": 2.0}, labels=labels[:1]), asks)
+    assert [f.state for f in nowhere] == ["stop"]
+    assert nowhere[0].fix.startswith("ray start --labels=uml-role=data")
+    elastic = dataclasses.replace(asks, least=1)
+    assert checks.placement(cluster(resources={"trainer": 1.0}, labels=labels), elastic) == []
+
+
 def test_gpus_against_the_request():
     assert "on GPUs" in checks.gpus(cluster(), need()).found
     some = checks.gpus(cluster(gpus=1), need())
@@ -75,7 +99,7 @@ def test_a_missing_dashboard_stops_what_stops_trials():
 
 def node(name, **changes):
     versions = checks.node_facts([])["versions"]
-    return {"node": name, "versions": versions, "ours": True, "lost": []} | changes
+    return {"node": name, "versions": versions, "ours": True, "lost": [], "looped": False} | changes
 
 
 def test_nodes_that_differ():
@@ -87,6 +111,7 @@ def test_nodes_that_differ():
     old = node("b") | {"versions": node("b")["versions"] | {"torch": "1.0"}}
     assert found(node("a"), old) == {"nodes:warn"}
     assert found(node("a"), {"node": "b", "error": "it does not answer"}) == {"nodes:warn"}
+    assert found(node("a"), node("b", looped=True)) == {"nodes:warn"}
     assert found(node("a"), node("b", ours=False)) == {"nodes:stop"}
     assert found(node("a"), node("b", lost=["/out"])) == {"shared disk:stop"}
     assert found(node("a"), node("b", lost=["/data/x.tar"])) == {"shared disk:stop"}

@@ -1,5 +1,6 @@
 import io
 import json
+import pickle
 import threading
 from itertools import chain, pairwise
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
+from pipelines.streams.assemble import Assembler, Group
 from pipelines.streams.plan import Plan
 from pipelines.streams.quarantine import Quarantine
 from pipelines.streams.reader import (
@@ -18,7 +20,7 @@ from pipelines.streams.reader import (
     ray_stream,
 )
 from pipelines.streams.shards import Sample, load_index, subset, write_shards
-from pipelines.streams.source import Segment, chunks_of, local_tables, slice_of
+from pipelines.streams.source import Places, Segment, chunks_of, local_tables, slice_of
 from uml_core.errors import RunError
 from uml_core.modalities import KINDS
 
@@ -270,3 +272,19 @@ def test_errors_of_read_tasks_reach_the_user(ray_cluster, tmp_path, decode_in):
     (tmp_path / "image-train-000001.tar").unlink()
     with pytest.raises(RunError, match=r"000001.tar has gone"):
         list(ray_stream(segments, image(), decode_in=decode_in))
+
+
+def test_what_decodes_in_tasks_can_travel_to_them(tmp_path):
+    """With a cache, whose lock cannot: every process that decodes begins with an empty one."""
+    index, modality = pictures(tmp_path), image()
+    modality.num_random = 0
+    segment = Segment(index, plan(index), 0, 1)
+    cache = DecodedCache(1 << 20)
+    here = Assembler(modality, Places.of_segments([segment]), cache=cache)
+    [table] = local_tables([segment])
+    [group] = Group.all_of(table)
+    expected = here.batch(group)
+    assert cache.size > 0
+    there = pickle.loads(pickle.dumps(here))
+    assert there.cache.limit == cache.limit and there.cache.size == 0
+    assert torch.equal(there.batch(group).x, expected.x) and there.cache.size == cache.size
