@@ -84,7 +84,7 @@ def train_heads(
             part = members[start : start + size]
             stack = _Stack([fits[i] for i in part], [streams[i] for i in part], schedule)
             judges = {id(fits[i]): evaluate[i] for i in part}
-            _run(stack, lambda fit, judges=judges: judges[id(fit)](fit), finished, progress)
+            _run(stack, judges, finished, progress)
             finished += len(part) * schedule.total
             if progress is not None:
                 progress(finished)
@@ -106,7 +106,7 @@ def _stack_size(fit: Fit) -> int:
 
 def _run(
     stack: _Stack,
-    evaluate: Callable[[Fit], float],
+    judges: Mapping[int, Callable[[Fit], float]],
     before: int,
     progress: Callable[[int], None] | None,
 ) -> None:
@@ -122,7 +122,7 @@ def _run(
             for fit in stack.fits:
                 fit.check_weights(step)
             stack.note_losses()
-            validate(stack.fits, done, evaluate)
+            validate(stack.fits, done, lambda fit: judges[id(fit)](fit))
             if progress is not None:
                 ended = size - len(stack.fits)
                 progress(before + ended * schedule.total + len(stack.fits) * done)
