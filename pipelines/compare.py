@@ -27,7 +27,7 @@ from typing import Any
 from pipelines import cli
 from pipelines.report import write_report
 from pipelines.reporting import plots, provenance, terminal
-from pipelines.reporting.answer import forecast_line, remarks, sentence
+from pipelines.reporting.answer import forecast_line, gains, remarks, sentence
 from pipelines.reporting.samples import save_samples
 from pipelines.running.cohort import Cohort, Result, run_cohort, steps_of
 from pipelines.running.data import (
@@ -198,9 +198,8 @@ def _track(
                     report = GradientReport.from_json(at)
                     tracker.log_metrics(key, report.metrics(), report.step)
                 tracker.end(key)
-        for name in ("gain", "control_gain", "gain_over_control"):
-            at = result.shots or 0
-            tracker.log_metrics(PARENT, {name: entry[name]["mean"]}, at)
+        for name, gain in gains(entry).items():
+            tracker.log_metrics(PARENT, {name: gain.mean}, result.shots or 0)
     rate = answer.get("exchange", {}).get("rate", {}).get("value")
     if rate is not None:
         tracker.log_metrics(PARENT, {"exchange_rate": rate}, 0)
