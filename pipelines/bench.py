@@ -22,6 +22,7 @@ from pipelines.running.data import write_json
 
 SUITES = {
     "data": "streams to a training rank, against plain processes and a DataLoader",
+    "heads": "fits of heads over features, against a plain loop over fits",
     "sweep": "what a trial costs beside its training",
 }
 
