@@ -29,7 +29,7 @@ from pipelines.report import write_report
 from pipelines.reporting import plots, provenance, terminal
 from pipelines.reporting.answer import forecast_line, gains, remarks, sentence
 from pipelines.reporting.samples import save_samples
-from pipelines.running.cohort import Cohort, Result, run_cohort, steps_of
+from pipelines.running.cohort import Cohort, Result, rounds_at_once, run_cohort, steps_of
 from pipelines.running.data import (
     Data,
     make_round,
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     # Too few samples anywhere is an error before the start.
     views = make_all_rounds(recipe, data, None)
     units = len(units_of(recipe, arms, views[0].seed, views[0].shots))
-    together = -(-units // recipe.train.workers)
+    together = -(-units * rounds_at_once(recipe) // recipe.train.workers)
     preflight(recipe, data, out, together=together, fits=units * len(views))
     found = foresee(recipe, data, views)
     terminal.note(f"Forecast: {forecast_line(found)}")

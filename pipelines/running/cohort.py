@@ -84,6 +84,11 @@ class Result:
     placement: list[dict[str, Any]] = field(default_factory=list)
 
 
+def rounds_at_once(recipe: Recipe) -> int:
+    """Rounds whose fits train together, at most: heads in memory take all seeds at once."""
+    return len(recipe.seeds) if batchable(recipe) else 1
+
+
 def steps_of(cohort: Cohort) -> int:
     """Fit-steps of the whole comparison: the unit of its progress."""
     total = cohort.recipe.schedule().total
