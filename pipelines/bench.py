@@ -24,6 +24,7 @@ SUITES = {
     "data": "streams to a training rank, against plain processes and a DataLoader",
     "step": "the training step, against a plain PyTorch script",
     "embed": "a frozen encoder over shards, against the bare encoder with cached inputs",
+    "heads": "fits of heads over features, against a plain loop over fits",
     "sweep": "what a trial costs beside its training",
 }
 

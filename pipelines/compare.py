@@ -27,9 +27,9 @@ from typing import Any
 from pipelines import cli
 from pipelines.report import write_report
 from pipelines.reporting import plots, provenance, terminal
-from pipelines.reporting.answer import forecast_line, remarks, sentence
+from pipelines.reporting.answer import forecast_line, gains, remarks, sentence
 from pipelines.reporting.samples import save_samples
-from pipelines.running.cohort import Cohort, Result, run_cohort, steps_of
+from pipelines.running.cohort import Cohort, Result, rounds_at_once, run_cohort, steps_of
 from pipelines.running.data import (
     Data,
     analysed,
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     # Too few samples anywhere is an error before the start.
     views = make_all_rounds(recipe, data, None)
     units = len(units_of(recipe, arms, views[0].seed, views[0].shots))
-    together = -(-units // recipe.train.most_workers)
+    together = -(-units * rounds_at_once(recipe) // recipe.train.most_workers)
     preflight(recipe, data, out, together=together, fits=units * len(views))
     found = foresee(recipe, data, views)
     terminal.note(f"Forecast: {forecast_line(found)}")
@@ -206,9 +206,8 @@ def _track(
                     report = GradientReport.from_json(at)
                     tracker.log_metrics(key, report.metrics(), report.step)
                 tracker.end(key)
-        for name in ("gain", "control_gain", "gain_over_control"):
-            at = result.shots or 0
-            tracker.log_metrics(PARENT, {name: entry[name]["mean"]}, at)
+        for name, gain in gains(entry).items():
+            tracker.log_metrics(PARENT, {name: gain.mean}, result.shots or 0)
     rate = answer.get("exchange", {}).get("rate", {}).get("value")
     if rate is not None:
         tracker.log_metrics(PARENT, {"exchange_rate": rate}, 0)

@@ -141,6 +141,8 @@ def _check_numbers(recipe: Recipe, problems: list[str]) -> None:
         problems.append(f"shots: at most {_MOST_VALUES} values")
     if not shots or len(set(shots)) < len(shots) or any(k is not None and k < 1 for k in shots):
         problems.append("shots: whole numbers of at least 1, each once, or null for all samples")
+    if isinstance(recipe.val_shots, int) and recipe.val_shots < 1:
+        problems.append("val_shots: at least 1, matched, or null for all validation samples")
     if not recipe.probe.C or min(recipe.probe.C) <= 0:
         problems.append("probe.C: give at least one, all above 0")
 

@@ -126,6 +126,9 @@ def conclude(
     accuracy = {arm: result["test_accuracy"] for arm, result in arms.items()}
     gain = paired_gain(accuracy["uml"], accuracy[baseline])
     ssl = recipe.setting == "self_supervised"  # only its probe may see a share of the labels
+    init = {}
+    if "uml_init" in accuracy:
+        init["init_gain"] = paired_gain(accuracy["uml_init"], accuracy[baseline]).to_json()
     return {
         "target": recipe.target,
         "auxiliary": recipe.active[1:],
@@ -136,6 +139,7 @@ def conclude(
         "baseline": baseline,
         "control": control,
         "gain": gain.to_json(),
+        **init,
         "control_gain": paired_gain(accuracy["uml_permuted"], accuracy[baseline]).to_json(),
         "gain_over_control": paired_gain(accuracy["uml"], accuracy["uml_permuted"]).to_json(),
     }

@@ -175,7 +175,7 @@ class Fit:
             self.learner.freeze_trunk(self.learner.spec.frozen_at(step))
         every = self.spec.gradients_every
         if every and self.schedule.first_meeting(step, every):
-            self._note_gradients(mine, step)
+            self.note_gradients(mine, step)
         rate = learning_rate(self.spec, step, self.schedule.total)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
@@ -187,7 +187,7 @@ class Fit:
             if self.stopped:
                 return
 
-    def _note_gradients(self, mine: Sequence[tuple[str, Batch, float]], step: int) -> None:
+    def note_gradients(self, mine: Sequence[tuple[str, Batch, float]], step: int) -> None:
         """Measures the modalities' gradients at the weights that this step starts from."""
         shared = [p for p in self.learner.shared_parameters() if p.requires_grad]
         if len({name for name, *_ in mine}) < 2 or not shared:
@@ -386,7 +386,7 @@ def train(
         if validating or saving:
             for fit in fits:
                 fit.check_weights(step)
-        _raise_if_all_diverged(fits)
+        raise_if_all_diverged(fits)
         if validating:
             validate(fits, done, evaluate)
         over = done == schedule.total or all(fit.stopped for fit in fits)
@@ -396,7 +396,8 @@ def train(
             progress(done)
 
 
-def _raise_if_all_diverged(fits: Sequence[Fit]) -> None:
+def raise_if_all_diverged(fits: Sequence[Fit]) -> None:
+    """Raises RunError when no fit is left that learns anything."""
     steps = [fit.diverged_at for fit in fits if fit.diverged_at is not None]
     if len(steps) == len(fits):
         skipping = fits[0].spec.on_nan == "skip"

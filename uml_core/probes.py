@@ -276,10 +276,13 @@ def few_shot_split(
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(val))
 
 
+def few_val(shots: int) -> int:
+    """Validation samples per class beside so many for training (paper 2.3)."""
+    return min(MAX_VAL_PER_CLASS, shots)
+
+
 def _num_val(n: int, shots: int | None) -> int:
-    if shots is not None:
-        return min(MAX_VAL_PER_CLASS, shots)
-    return max(1, int(VAL_SHARE * n + 0.5))
+    return few_val(shots) if shots is not None else max(1, int(VAL_SHARE * n + 0.5))
 
 
 def _features(x: np.ndarray) -> np.ndarray:

@@ -211,6 +211,7 @@ class Recipe:
     modalities: dict[str, ModalitySpec]
     setting: Literal["supervised", "self_supervised"] = "supervised"
     shots: int | list[int] | None = None  # labelled target samples per class; null = all
+    val_shots: int | Literal["matched"] | None = None  # of val shards; matched = min(4, shots)
     data_root: str | None = None  # folder or URI that relative paths of shards start from
     source: str | None = None  # where this data comes from, its licence: --dry-run goes without it
     world: WorldSpec | None = None

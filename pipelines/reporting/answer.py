@@ -10,7 +10,7 @@ from typing import Any
 
 from uml_core.analysis import track_record
 from uml_core.analysis.forecast import LIKELY, OPEN, UNLIKELY, Forecast
-from uml_core.statistics import Gain, gain_shown
+from uml_core.statistics import Gain, gain_shown, mean_interval
 
 Compare = Mapping[str, Any]
 
@@ -23,8 +23,15 @@ ARM_NAMES = {
 }
 GAINS = {
     "gain": "UML − target only",
+    "init_gain": "UML, class-mean head − target only",
     "gain_over_control": "UML − control",
     "control_gain": "control − target only",
+}
+SIDES = {  # of each difference; None: the baseline
+    "gain": ("uml", None),
+    "init_gain": ("uml_init", None),
+    "gain_over_control": ("uml", "uml_permuted"),
+    "control_gain": ("uml_permuted", None),
 }
 _THINGS = {
     "image": "images",
@@ -71,8 +78,7 @@ def auxiliary(compare: Compare) -> str:
 
 def budget(compare: Compare) -> str:
     """``"at 8 labelled images per class"``."""
-    target, shots = compare["target"], compare["shots"]
-    things = _THINGS.get(target, f"{target} samples")
+    shots, things = compare["shots"], _things(compare["target"])
     share = compare.get("label_fraction")
     if shots is None and share:
         return f"with labels for {100 * share:.3g} % of the {things}"
@@ -81,6 +87,11 @@ def budget(compare: Compare) -> str:
     if shots == 1:
         things = things.removesuffix("s")
     return f"at {shots} labelled {things} per class"
+
+
+def _things(target: str) -> str:
+    """What the samples of a modality are called."""
+    return _THINGS.get(target, f"{target} samples")
 
 
 def forecast_line(found: Mapping[str, Forecast]) -> str:
@@ -123,6 +134,46 @@ def results(compare: Compare) -> list[Compare]:
 def is_shown(compare: Compare) -> bool:
     """Whether this entry's gain may be claimed."""
     return gain_shown(*(Gain.from_json(compare[k]) for k in ("gain", "gain_over_control")))
+
+
+def gains(entry: Compare) -> dict[str, Gain]:
+    """The differences that an entry has, in the order of `GAINS`."""
+    return {key: Gain.from_json(entry[key]) for key in GAINS if key in entry}
+
+
+def plus_minus(found: Gain, *, sign: bool = False) -> str:
+    """``"77.4 ±2.6"``: a mean and half its interval's width."""
+    mean = number(found.mean, sign=sign)
+    return mean if found.half_width is None else f"{mean} ±{found.half_width:.1f}"
+
+
+def by_shots(entries: Sequence[Compare]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Accuracies and differences against the number of shots: (title, columns, rows) of tables.
+
+    The form is that of the paper's Table 17: a row per method, a column per number of shots.
+    """
+    columns = [f"k = {shots}" for shots in _shots(entries)]
+    rows = []
+    for arm in entries[0]["arms"]:
+        cells = [plus_minus(mean_interval(e["arms"][arm]["test_accuracy"])) for e in entries]
+        marks = ["*" if e["baseline"] == arm else "" for e in entries]
+        rows.append([arm_name(arm), *(f"{m}{c}" for m, c in zip(marks, cells, strict=True))])
+    each = [gains(entry) for entry in entries]
+    against = [
+        [arm_name(SIDES[key][0]), *(plus_minus(found[key], sign=True) for found in each)]
+        for key in each[0]
+        if SIDES[key][1] is None
+    ]
+    over = [plus_minus(found["gain_over_control"], sign=True) for found in each]
+    things = f"{_things(entries[0]['target'])} per class"
+    return [
+        (f"Test accuracy in percent at k labelled {things} (* baseline)", ["arm", *columns], rows),
+        (
+            "Difference to the baseline in points, paired over seeds",
+            ["arm", *columns],
+            [*against, ["UML − control", *over]],
+        ),
+    ]
 
 
 def verdict(compare: Compare) -> str:

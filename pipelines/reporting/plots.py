@@ -274,13 +274,12 @@ def _arms(ax: Axes, entry: answer.Compare) -> None:
 
 
 def _gains(ax: Axes, entry: answer.Compare) -> None:
-    names = list(answer.GAINS.items())[::-1]
-    colours = {"gain": "uml", "gain_over_control": "uml", "control_gain": "uml_permuted"}
-    for row, (key, _) in enumerate(names):
-        _interval(ax, row, Gain.from_json(entry[key]), colour(colours[key]))
+    found = list(answer.gains(entry).items())[::-1]
+    for row, (key, gain) in enumerate(found):
+        _interval(ax, row, gain, colour(answer.SIDES[key][0]))
     ax.axvline(0, color=COLOURS["ink"], lw=0.8)
-    ax.set_yticks(range(len(names)), [name for _, name in names])
-    ax.set_ylim(-0.6, len(names) - 0.4)
+    ax.set_yticks(range(len(found)), [answer.GAINS[key] for key, _ in found])
+    ax.set_ylim(-0.6, len(found) - 0.4)
     ax.set_title("Difference (points): mean, 95 % interval")
     ax.grid(axis="x")
 
@@ -308,8 +307,11 @@ def _accuracy_by_shots(ax: Axes, entries: Sequence[answer.Compare]) -> None:
 
 def _gain_by_shots(ax: Axes, entries: Sequence[answer.Compare]) -> None:
     x = _places(ax, entries)
-    for key, arm in (("gain", "uml"), ("control_gain", "uml_permuted")):
-        _trend(ax, x, [Gain.from_json(entry[key]) for entry in entries], arm, answer.GAINS[key])
+    each = [answer.gains(entry) for entry in entries]
+    for key in each[0]:
+        arm, other = answer.SIDES[key]
+        if other is None:
+            _trend(ax, x, [found[key] for found in each], arm, answer.GAINS[key])
     ax.axhline(0, color=COLOURS["ink"], lw=0.8)
     ax.set_title("Difference to the target alone (points)")
 

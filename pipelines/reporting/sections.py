@@ -74,9 +74,10 @@ def verdict(compare: answer.Compare) -> Markup:
 def tiles(entry: answer.Compare) -> Markup:
     """The three differences as large numbers."""
     found = []
-    for key, label in answer.GAINS.items():
-        gain = Gain.from_json(entry[key])
-        found.append((label, answer.number(gain.mean), "points", answer.interval(gain)))
+    for key, gain in answer.gains(entry).items():
+        if key != "init_gain":  # a variant of UML; it stands among the differences below
+            label = answer.GAINS[key]
+            found.append((label, answer.number(gain.mean), "points", answer.interval(gain)))
     return fill("tiles", tiles=found)
 
 
@@ -167,16 +168,14 @@ def arms(entry: answer.Compare) -> Section:
 
 
 def gains(entry: answer.Compare) -> Section:
-    """The three differences with their paired intervals and one dot per seed."""
+    """The differences with their paired intervals and one dot per seed."""
+    found = answer.gains(entry)
     sides = {
-        "gain": ("uml", entry["baseline"]),
-        "gain_over_control": ("uml", "uml_permuted"),
-        "control_gain": ("uml_permuted", entry["baseline"]),
+        key: (answer.SIDES[key][0], answer.SIDES[key][1] or entry["baseline"]) for key in found
     }
     accuracy = {arm: facts["test_accuracy"] for arm, facts in entry["arms"].items()}
     pairs = {k: list(zip(accuracy[a], accuracy[b], strict=True)) for k, (a, b) in sides.items()}
     each = {key: [a - b for a, b in values] for key, values in pairs.items()}
-    found = {key: Gain.from_json(entry[key]) for key in sides}
     scale = _Scale([v for key in sides for v in _extent(each[key], found[key])], zero=True)
     strips = []
     for key, gain in found.items():
@@ -188,7 +187,7 @@ def gains(entry: answer.Compare) -> Section:
         strips.append(
             Strip(
                 answer.GAINS[key],
-                plots.colour_name("uml_permuted" if key == "control_gain" else "uml"),
+                plots.colour_name(sides[key][0]),
                 "",
                 answer.number(gain.mean),
                 ends or "one seed",
@@ -208,11 +207,11 @@ def gains(entry: answer.Compare) -> Section:
 def by_shots(entries: Sequence[answer.Compare]) -> Section:
     """Accuracy and gain against the number of labelled samples."""
     charts = [Markup(chart) for chart in plots.shots_charts(entries)]
-    note = "Bands are 95 % intervals over seeds."
-    return Section(
-        "Against the number of labelled samples",
-        fill("charts", charts=charts, arms=list(entries[0]["arms"]), note=note),
-    )
+    note = "Bands and the numbers after ± are 95 % intervals over seeds."
+    html = fill("charts", charts=charts, arms=list(entries[0]["arms"]), note=note)
+    for caption, columns, rows in answer.by_shots(entries):
+        html += fill("table", caption=caption, columns=columns, rows=rows)
+    return Section("Against the number of labelled samples", html)
 
 
 def learning_curves(arms: plots.Curves) -> Section:

@@ -31,6 +31,7 @@ from pipelines.reporting import answer
 from uml_core.statistics import mean_interval
 
 WIDTH = 80
+ACROSS = 5  # numbers of shots that fit beside each other
 
 
 def console(stream: TextIO | None = None) -> Console:
@@ -55,9 +56,20 @@ def print_errors(problems: Sequence[str]) -> None:
         out.print(Text(f"  - {problem}"), soft_wrap=True)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
-    """A small table, the first column to the left and the others to the right."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, safe_box=True)
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, narrow: bool = False
+) -> Table:
+    """A small table, the first column to the left and the others to the right.
+
+    narrow  one space between columns instead of three
+    """
+    made = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        safe_box=True,
+        padding=(0, 0) if narrow else (0, 1),
+    )
     for i, name in enumerate(columns):
         made.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
@@ -71,18 +83,30 @@ def print_answer(compare: answer.Compare, stream: TextIO | None = None) -> None:
     entries = answer.results(compare)
     out.print()
     out.print(Text(answer.question(compare), style="bold"))
-    for entry in entries:
+    if len(entries) == 1:
         out.print()
-        if len(entries) > 1:
-            out.print(Text(answer.budget(entry).capitalize(), style="bold"))
-        out.print(table(["arm", "test accuracy", "seeds"], _arm_rows(entry)))
+        out.print(table(["arm", "test accuracy", "seeds"], _arm_rows(entries[0])))
         out.print()
-        out.print(table(["difference", "points", "95 % interval"], _gain_rows(entry)))
+        out.print(table(["difference", "points", "95 % interval"], _gain_rows(entries[0])))
+    else:
+        for start in range(0, len(entries), ACROSS):
+            _print_by_shots(out, entries[start : start + ACROSS])
     out.print()
     shown = any(answer.is_shown(entry) for entry in entries)
     out.print(Text(answer.sentence(compare), style="bold green" if shown else "bold"))
     if compare.get("exchange"):
         _print_exchange(out, compare["exchange"])
+
+
+def _print_by_shots(out: Console, entries: Sequence[answer.Compare]) -> None:
+    """Accuracies and differences of several numbers of shots, side by side."""
+    for title, columns, rows in answer.by_shots(entries):
+        out.print()
+        out.print(Text(title))
+        shown = [[Text(c, "bold" if row[0] == "UML" else "") for c in row] for row in rows]
+        out.print(table(columns, shown, narrow=True))
+    out.print()
+    out.print(Text(f"± half of a 95 % interval over {len(entries[0]['seeds'])} seeds"))
 
 
 def _print_exchange(out: Console, found: Mapping[str, Any]) -> None:
@@ -120,10 +144,9 @@ def _arm_rows(entry: answer.Compare) -> list[list[str | Text]]:
 
 def _gain_rows(entry: answer.Compare) -> list[list[str | Text]]:
     rows: list[list[str | Text]] = []
-    for key, name in answer.GAINS.items():
-        gain = answer.Gain.from_json(entry[key])
+    for key, gain in answer.gains(entry).items():
         ends = "none" if gain.ci95 is None else " to ".join(map(answer.number, gain.ci95))
-        rows.append([name, answer.number(gain.mean), ends])
+        rows.append([answer.GAINS[key], answer.number(gain.mean), ends])
     return rows
 
 

@@ -2,8 +2,9 @@
 
 A *round* is one (shots, seed). In every round the workers share the fits (`parallel: fits`), or
 all work on every fit with its data split over them (`parallel: data`, for models too large for
-one worker). After each round its outcomes and best weights go into a checkpoint, so a group that
-is restarted, also with another number of workers, continues with the next round.
+one worker). Heads over ready-made features train in memory, all rounds of one number of shots at
+once (uml_core/heads.py). After each such turn its outcomes and best weights go into a checkpoint,
+so a group that is restarted, also with another number of workers, continues with the next one.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ from pipelines.running.board import Reporter
 from pipelines.running.data import Round, analysed, fewer
 from pipelines.running.feed import Feed, Loader
 from pipelines.running.jobs import limit_threads, run_job, take_part
+from pipelines.running.memory import Memory, fits_memory
 from pipelines.running.watch import Watch
 from pipelines.streams.shards import Index
 from uml_core.arms import UNIMODAL, build_fit
 from uml_core.comparison import Outcome, Unit, choose, share, units_of
 from uml_core.errors import RunError
 from uml_core.evaluation import Evaluate, classifier_accuracy, probe_accuracy, probe_test_accuracy
+from uml_core.heads import batchable, train_heads
 from uml_core.loop import DataParallel, Fit, OneProcess, World, accuracy, train
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
@@ -81,6 +84,11 @@ class Result:
     placement: list[dict[str, Any]] = field(default_factory=list)
 
 
+def rounds_at_once(recipe: Recipe) -> int:
+    """Rounds whose fits train together, at most: heads in memory take all seeds at once."""
+    return len(recipe.seeds) if batchable(recipe) else 1
+
+
 def steps_of(cohort: Cohort) -> int:
     """Fit-steps of the whole comparison: the unit of its progress."""
     total = cohort.recipe.schedule().total
@@ -124,6 +132,11 @@ class Member:
         self.folder = Path(tempfile.mkdtemp(prefix="uml-round-"))
         self.watch = Watch(reporter)
         self.load = Loader(cohort.modalities, self.recipe.quarantine_budget, self.out, self.watch)
+        self.in_memory = (
+            batchable(self.recipe)
+            and not self.split
+            and fits_memory(cohort.modalities, cohort.rounds)
+        )
         self.feed: Feed | None = None
         self.done_steps = 0
 
@@ -137,10 +150,78 @@ class Member:
     def run(self) -> list[Result]:
         """All rounds that are not in the last checkpoint, then the choice and the test set."""
         first = self._take_over()
-        total = self.recipe.schedule().total
-        before = sum(len(self._mine(self.cohort.units(i))) for i in range(first))
-        self.done_steps = before * total
-        self.feed = Feed(
+        turns = self._turns()
+        if self.rank == 0:
+            self.reporter.began(first, "round")
+        if not self.in_memory:
+            self.feed = self._open_feed(first)
+        for turn in turns:
+            mine = self._mine([(n, unit) for n in turn for unit in self.cohort.units(n)])
+            if turn[0] >= first:
+                self._train(mine)
+                self._report(turn[-1])
+            self.done_steps += self.recipe.schedule().total * len(mine)
+        return self._finish()
+
+    # ------------------------------------------------------------------------- a round
+
+    def _turns(self) -> list[list[int]]:
+        """Rounds that train together: those of one number of shots where samples lie in memory,
+        else one after the other. A checkpoint follows each turn."""
+        numbers = range(len(self.cohort.rounds))
+        if not self.in_memory:
+            return [[number] for number in numbers]
+        return [[n for n in numbers if self.cohort.rounds[n].shots == k] for k in self._shots()]
+
+    def _train(self, mine: Sequence[tuple[int, Unit]]) -> None:
+        """Trains this worker's fits of one turn and leaves their results in the folder."""
+        if not mine:
+            return
+        fits = [self._build(unit, self.cohort.rounds[number]) for number, unit in mine]
+        if self.in_memory:
+            self._train_in_memory(mine, fits)
+        else:
+            self._train_streamed(mine[0][0], fits)
+        if self.split and self.rank > 0:
+            return  # every worker holds the same weights; one copy is enough
+        for (number, unit), fit in zip(mine, fits, strict=True):
+            self._keep(number, unit, fit)
+
+    def _train_streamed(self, number: int, fits: Sequence[Fit]) -> None:
+        """All fits of one round in lockstep on its streams."""
+        before = self.done_steps
+        assert self.feed is not None
+        self.feed.enter(number)
+        train(
+            fits,
+            self.feed.next,
+            self.recipe.schedule(),
+            evaluate=self._evaluation(self.cohort.rounds[number]),
+            progress=lambda step: self.reporter.tick((before + step * len(fits)) / self.part[1]),
+        )
+
+    def _train_in_memory(self, mine: Sequence[tuple[int, Unit]], fits: Sequence[Fit]) -> None:
+        """The fits of several rounds, many at a time."""
+        before, recipe = self.done_steps, self.recipe
+        numbers = {number for number, _ in mine}
+        memory = Memory(
+            self.cohort.modalities, recipe.train.batch_size, recipe.quarantine_budget, self.out
+        )
+        rows = {n: memory.streams(self.cohort.rounds[n]) for n in numbers}
+        judges = {n: self._evaluation(self.cohort.rounds[n]) for n in numbers}
+        train_heads(
+            fits,
+            [
+                {name: rows[n][fit.sources.get(name, name)] for name in fit.modalities}
+                for (n, _), fit in zip(mine, fits, strict=True)
+            ],
+            [judges[n] for n, _ in mine],
+            schedule=recipe.schedule(),
+            progress=lambda steps: self.reporter.tick(before + steps),
+        )
+
+    def _open_feed(self, first: int) -> Feed:
+        return Feed(
             self.cohort.modalities,
             [r.train for r in self.cohort.rounds],
             seeds=[r.seed for r in self.cohort.rounds],
@@ -152,47 +233,18 @@ class Member:
             out=self.out,
             watch=self.watch,
         )
-        if self.rank == 0:
-            self.reporter.began(first, "round")
-        for number in range(first, len(self.cohort.rounds)):
-            self._round(number)
-            self._report(number)
-        return self._finish()
 
-    # ------------------------------------------------------------------------- a round
-
-    def _round(self, number: int) -> None:
-        """Trains this worker's fits of one round and leaves their results in the folder."""
-        at = self.cohort.rounds[number]
-        units = self._mine(self.cohort.units(number))
-        if not units:
-            return
-        fits = [self._build(unit, at) for unit in units]
-        evaluate = self._evaluation(at)
-        before = self.done_steps
-        assert self.feed is not None
-        self.feed.enter(number)
-        train(
-            fits,
-            self.feed.next,
-            self.recipe.schedule(),
-            evaluate=evaluate,
-            progress=lambda step: self.reporter.tick((before + step * len(fits)) / self.part[1]),
-        )
-        self.done_steps = before + self.recipe.schedule().total * len(fits)
-        if self.split and self.rank > 0:
-            return  # every worker holds the same weights; one copy is enough
-        for unit, fit in zip(units, fits, strict=True):
-            self._keep(number, unit, fit)
-
-    def _mine(self, units: list[Unit]) -> list[Unit]:
+    def _mine(self, units: list[tuple[int, Unit]]) -> list[tuple[int, Unit]]:
+        """This worker's share of a turn's fits, each with the number of its round."""
         if self.split:
             return units
         schedule = self.recipe.schedule()
         taken = schedule.consumed(schedule.total)
         alone = float(taken[self.recipe.target])
         cost = {arm: alone if arm in UNIMODAL else sum(taken.values()) for arm in self.cohort.arms}
-        return share(units, cost, self.size)[self.rank]
+        number = {unit: n for n, unit in units}
+        parts = share([unit for _, unit in units], cost, self.size)
+        return [(number[unit], unit) for unit in parts[self.rank]]
 
     def _build(self, unit: Unit, at: Round) -> Fit:
         points = grid_points(self.recipe.compare, unit.arm not in UNIMODAL)
@@ -383,13 +435,12 @@ class Member:
 
     def _placement(self) -> dict[str, Any]:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
-        assert self.feed is not None
         return {
             "rank": self.rank,
             "node": ray.util.get_node_ip_address(),
             "device": name,
             "threads": torch.get_num_threads(),
-            "wait_seconds": self.feed.wait_seconds(),
+            "wait_seconds": self.feed.wait_seconds() if self.feed is not None else {},
         }
 
 

@@ -21,7 +21,7 @@ from uml_core.checks import warmup_problems
 from uml_core.errors import UserError
 from uml_core.modalities import Modality
 from uml_core.modalities.base import BadSample
-from uml_core.probes import few_shot_split
+from uml_core.probes import few_shot_split, few_val
 from uml_core.schedule import steps_of_epochs
 from uml_core.specs import Recipe, WarmupSpec
 
@@ -285,7 +285,10 @@ def make_round(
     train_rows, val_rows = few_shot_split(
         target.labels, shots, seed, 0 if own_val is not None else None, data.classes
     )
-    val = own_val if own_val is not None else subset(target, val_rows)
+    if own_val is None:
+        val = subset(target, val_rows)
+    else:
+        val = _few_of(own_val, val_shots(recipe, shots), seed, data.classes)
     streams = _auxiliary_streams(recipe, data, seed, folder)
     if recipe.setting == "self_supervised":
         # Self-supervised steps need no labels: every target row outside validation is theirs.
@@ -297,6 +300,21 @@ def make_round(
         path = folder / f"{recipe.target}-{shots}shot-seed{seed}-000000.tar"
         picked = write_subset(target, train_rows, str(path))
     return Round(seed, shots, {recipe.target: picked, **streams}, val)
+
+
+def val_shots(recipe: Recipe, shots: int | None) -> int | None:
+    """Samples per class of the target's own val shards that validate a round; None: all."""
+    if recipe.val_shots != "matched":
+        return recipe.val_shots
+    return None if shots is None else few_val(shots)
+
+
+def _few_of(index: Index, shots: int | None, seed: int, classes: tuple[str, ...]) -> Index:
+    """So many samples of every class that occurs; None: all."""
+    if shots is None:
+        return index
+    rows, _ = few_shot_split(index.labels, shots, seed, 0, classes, allow_absent=True)
+    return subset(index, rows)
 
 
 def fewer(name: str, shots: int) -> str:
@@ -334,8 +352,7 @@ def _auxiliary(
             return first_of_class(index)
         return class_means(index, data.modalities[name], folder / f"{name}-average-000000.tar")
     assert isinstance(shots, int)
-    rows, _ = few_shot_split(index.labels, shots, seed, 0, data.classes, allow_absent=True)
-    return subset(index, rows)
+    return _few_of(index, shots, seed, data.classes)
 
 
 def _labelled(recipe: Recipe, target: Index, train_rows: np.ndarray, seed: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipelines.running.cohort import rounds_at_once
 from pipelines.running.data import Data, make_round, rounds_of
 from pipelines.running.need import count_parameters, worker_memory
 from pipelines.streams.storage import expand
@@ -66,7 +67,7 @@ def describe(recipe: Recipe, data: Data, arms: Sequence[str] | None = None) -> s
     if arms is not None:
         budgets = recipe.shots if isinstance(recipe.shots, list) else [recipe.shots]
         points = len(units_of(recipe, arms, seed, shots))
-        together = max(1, points // recipe.train.most_workers)
+        together = -(-points * rounds_at_once(recipe) // recipe.train.most_workers)
         fits = (
             f"{points * len(recipe.seeds) * len(budgets)} ({len(arms)} arms with their grids, "
             f"{len(recipe.seeds)} seeds, {len(budgets)} numbers of shots"

@@ -50,12 +50,27 @@ def test_the_answer_is_plain_and_fits_80_columns():
     assert "Yes, unpaired text makes the image model better" in text
 
 
-def test_every_entry_of_several_shot_counts_is_printed():
-    entries = [compare(shots=2), compare(shots=4)]
-    text = printed({"target": "image", "shots": [2, 4], "results": entries})
-    assert "At 2 labelled images per class" in text
-    assert "At 4 labelled images per class" in text
-    assert text.count("UML − control") == 2
+def test_several_shot_counts_stand_side_by_side_in_80_columns():
+    entries = [compare(shots=k) for k in (1, 2, 4, 8, 16)]
+    entries[1]["baseline"] = "unimodal_direct"
+    base = entries[1]["arms"]["unimodal_direct"]["test_accuracy"]
+    uml = entries[1]["arms"]["uml"]["test_accuracy"]
+    entries[1]["gain"] = paired_gain(uml, base).to_json()
+    text = printed({"target": "image", "shots": [1, 2, 4, 8, 16], "results": entries})
+    assert max(map(len, text.splitlines())) <= 80
+    [accuracy, difference] = re.findall(r"^UML  .*$", text, re.MULTILINE)
+    assert accuracy.split() == ["UML", *["22.5", "±1.5"] * 5]
+    # 22.4 - 18.0, 23.1 - 19.5, 21.9 - 18.9: the baseline of k = 2 is the other arm
+    assert difference.split() == ["UML", "+3.2", "±1.4", "+3.7", "±1.7", *["+3.2", "±1.4"] * 3]
+    [marked] = re.findall(r"^target only, direct .*$", text, re.MULTILINE)
+    assert marked.count("*") == 1 and marked.split()[5] == "*18.8"
+
+
+def test_more_shot_counts_than_fit_stand_below_each_other():
+    entries = [compare(shots=k) for k in range(1, 8)]
+    text = printed({"target": "image", "shots": list(range(1, 8)), "results": entries})
+    assert max(map(len, text.splitlines())) <= 80
+    assert [text.count(f"k = {k}") for k in range(1, 8)] == [2] * 7
 
 
 def test_one_seed_prints_no_interval():
