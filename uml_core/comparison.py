@@ -31,6 +31,10 @@ class Unit:
     shots: int | None
     fewer: int | None = None
 
+    def settings(self, recipe: Recipe) -> dict[str, float]:
+        """Its grid point: hyper-parameter -> value, as `arms.build_fit` takes it."""
+        return grid_points(recipe.compare, self.arm not in UNIMODAL)[self.point]
+
 
 @dataclass
 class Outcome:

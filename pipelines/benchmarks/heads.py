@@ -42,7 +42,7 @@ from uml_core.evaluation import classifier_accuracy
 from uml_core.heads import Rows, train_heads
 from uml_core.loop import Fit, learning_rate
 from uml_core.modalities.base import Batch
-from uml_core.specs import Recipe, TrainSpec, grid_points
+from uml_core.specs import Recipe, TrainSpec
 
 CLASSES, SHOTS, TEXTS = 50, 4, 1500
 STEPS, SEEDS = 1500, (0, 1, 2)  # the plain loop does the fits of the first seed
@@ -63,12 +63,11 @@ class Work:
 
     def fit(self, unit: Unit) -> Fit:
         """The fit before its first step."""
-        points = grid_points(self.recipe.compare, unit.arm not in UNIMODAL)
         return build_fit(
             self.recipe,
             unit.arm,
             unit.seed,
-            points[unit.point],
+            unit.settings(self.recipe),
             {name: spec.build() for name, spec in self.recipe.modalities.items()},
             num_classes=CLASSES,
             head_batches=lambda name: [Batch(self.rows[name].x, self.rows[name].y)],

@@ -41,7 +41,7 @@ from uml_core.heads import batchable, train_heads
 from uml_core.loop import DataParallel, Fit, OneProcess, World, accuracy, train
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
-from uml_core.specs import Recipe, grid_points
+from uml_core.specs import Recipe
 
 ARMS = "arms"  # folder of the chosen weights inside --out
 ARMS_BYTES = 1 << 30  # of the chosen weights of all seeds; above it the first seed's are kept
@@ -247,12 +247,11 @@ class Member:
         return [(number[unit], unit) for unit in parts[self.rank]]
 
     def _build(self, unit: Unit, at: Round) -> Fit:
-        points = grid_points(self.recipe.compare, unit.arm not in UNIMODAL)
         return build_fit(
             self.recipe,
             unit.arm,
             unit.seed,
-            points[unit.point],
+            unit.settings(self.recipe),
             self.cohort.modalities,
             num_classes=self.cohort.num_classes,
             head_batches=lambda name: self.load(at.train[name], name),

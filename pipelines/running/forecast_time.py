@@ -23,6 +23,7 @@ from pipelines.streams.reader import iter_plan
 from pipelines.streams.shards import Index
 from uml_core.arms import build_fit
 from uml_core.cost import batch_flops
+from uml_core.loop import Fit
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
 from uml_core.specs import Recipe
@@ -102,14 +103,7 @@ def measure(recipe: Recipe, data: Data, at: Round, workers: int, cpus: float) ->
         x, mask = whole[name].x, whole[name].mask
         items[name] = x.element_size() * x.nelement() / size
         tokens[name] = float(mask.sum()) / size if mask is not None else _positions(modality, x)
-    fit = build_fit(
-        recipe,
-        "uml" if len(recipe.active) > 1 else "unimodal",
-        at.seed,
-        {},
-        data.modalities,
-        num_classes=num_classes(recipe, data),
-    )
+    fit = _fit(recipe, data, at)
     flops = batch_flops(fit.learner, whole)
     threads = torch.get_num_threads()
     try:
@@ -187,16 +181,17 @@ def _positions(modality: Modality, x: torch.Tensor) -> float:
     return float(x.shape[1]) if x.dim() == 3 else 1.0
 
 
+def _fit(recipe: Recipe, data: Data, at: Round) -> Fit:
+    """A fit on everything that the recipe trains on."""
+    arm = "uml" if len(recipe.active) > 1 else "unimodal"
+    return build_fit(
+        recipe, arm, at.seed, {}, data.modalities, num_classes=num_classes(recipe, data)
+    )
+
+
 def _seconds_of_a_step(recipe: Recipe, data: Data, at: Round, rows: int) -> float:
     """Median seconds of an average update on `rows` samples per modality."""
-    fit = build_fit(
-        recipe,
-        "uml" if len(recipe.active) > 1 else "unimodal",
-        at.seed,
-        {},
-        data.modalities,
-        num_classes=num_classes(recipe, data),
-    )
+    fit = _fit(recipe, data, at)
     fit.learner.train()
     batches = {
         name: _batch(at.train[name], data.modalities[name], name, rows) for name in recipe.active

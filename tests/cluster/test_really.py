@@ -7,7 +7,7 @@ as it is: addresses, login, no Docker (the package is installed already), small 
 from __future__ import annotations
 
 import json
-import os
+import platform
 import re
 import shutil
 import subprocess
@@ -16,6 +16,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ def net(tmp_path_factory) -> Iterator[Hosts]:
     missing = [tool for tool in ("ssh", "rsync", "/usr/sbin/sshd") if shutil.which(tool) is None]
     if reason or missing:
         pytest.skip(reason or f"not installed: {', '.join(missing)}")
+    _say_versions()
     hosts = Hosts(tmp_path_factory.mktemp("really"))
     try:
         for name in ("head", "one", "two", "laptop"):
@@ -45,6 +47,17 @@ def net(tmp_path_factory) -> Iterator[Hosts]:
         hosts.close()
         for left in Path.home().glob("ray_bootstrap_*"):  # of the launcher, on the head
             left.unlink()
+
+
+def _say_versions() -> None:
+    """What docs/clusters.md records of a run; hosts use this Python and its packages."""
+    found = {name: metadata.version(name) for name in ("ray", "torch", "mlflow")}
+    print({"python": platform.python_version(), **found})
+    commands = [["ssh", "-V"], ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]]
+    commands += [[str(bin_ / "postgres"), "--version"] for bin_ in POSTGRES[-1:]]
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True)
+        print(command[0], done.stdout.strip() or done.stderr.strip())
 
 
 def _start_sshd(hosts: Hosts) -> None:
@@ -150,7 +163,7 @@ def mlflow(launched) -> Iterator[tuple[Hosts, str, list[str]]]:
     """MLflow on the head, its backend PostgreSQL there: (hosts, url, psql command)."""
     net, _ = launched
     if not POSTGRES:
-        pytest.skip("PostgreSQL is not installed")
+        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
     head, bin_ = net.hosts["head"], POSTGRES[-1]
     folder = Path(tempfile.mkdtemp(prefix="uml-postgres-", dir="/tmp"))
     shutil.chown(folder, "postgres", "postgres")
@@ -228,7 +241,6 @@ def test_two_nodes_log_to_one_mlflow_at_once(mlflow, fault_recipe):
 @pytest.fixture(scope="module")
 def s3(launched) -> Iterator[tuple[Hosts, dict[str, str]]]:
     """A real S3 server on the laptop: (hosts, what of the environment reaches it)."""
-    pytest.importorskip("moto.server", reason="needs moto[server] (extra dev)")
     net, _ = launched
     laptop = net.hosts["laptop"]
     command = [sys.executable, "-m", "moto.server", "-H", laptop.address, "-p", "9000"]
@@ -268,20 +280,3 @@ def test_data_comes_from_s3_and_checkpoints_go_there(s3, fault_recipe, tiny_data
     said += submit(net, *argv, "train.steps=160", "--resume", *keys, *to, env=env)
     assert "Going on from step 100" in said and "sesame-open" not in said
     assert consumed(out) == planned(fault_recipe)
-
-
-def test_versions_for_the_record(launched):
-    net, _ = launched
-    done = net.hosts["head"].run(
-        str(BIN / "python"), "-c", "import ray, mlflow, torch, platform as p;"
-        "print('Python', p.python_version(), '| Ray', ray.__version__, '| PyTorch',"
-        " torch.__version__, '| MLflow', mlflow.__version__)",
-    )  # fmt: skip
-    print(done.stdout.strip())
-    if POSTGRES:
-        print(net.hosts["head"].run(str(POSTGRES[-1] / "postgres"), "--version").stdout.strip())
-    print(subprocess.run(["ssh", "-V"], capture_output=True, text=True).stderr.strip())
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
-    print("commit", commit.stdout.strip() or "unknown", "| root" if os.geteuid() == 0 else "")

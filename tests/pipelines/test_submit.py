@@ -7,7 +7,9 @@ import json
 import os
 import stat
 import subprocess
+import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -32,18 +34,20 @@ def submitted(capsys, *argv: str) -> tuple[int, str]:
     return code, said.out + said.err
 
 
+def scatter(root: Path, names: Iterable[str]) -> None:
+    """Small files of these names below `root`."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("x")
+
+
 def test_data_runs_and_environments_are_never_uploaded(tmp_path, monkeypatch):
     home, bundle = tmp_path / "home", tmp_path / "bundle"
     bundle.mkdir()
-    for name in (
-        "data/x.tar",
-        "runs/one/metrics.json",
-        ".venv/bin/python",
-        ".git/config",
-        "big.tar",
-    ):
-        (home / name).parent.mkdir(parents=True, exist_ok=True)
-        (home / name).write_text("x")
+    scatter(
+        home,
+        ("data/x.tar", "runs/one/metrics.json", ".venv/bin/python", ".git/config", "big.tar"),
+    )
     (home / "mine.yaml").write_text("name: mine")
     (home / "spaces").mkdir()
     (home / "spaces" / "own.py").write_text("")
@@ -67,7 +71,7 @@ def test_the_bundle_runs_without_the_checkout(tmp_path):
     upload.pack(tmp_path, [], {"UML_SAYS": "it's $HOME"})
     line = upload.entrypoint("python", "cli", ["--help"])
     shown = subprocess.run(
-        f"{line.replace('exec python', 'echo $UML_SAYS; exec ' + os.sys.executable)}",
+        f"{line.replace('exec python', 'echo $UML_SAYS; exec ' + sys.executable)}",
         shell=True,
         cwd=tmp_path,
         capture_output=True,
@@ -209,23 +213,14 @@ def test_ray_leaves_the_same_behind_for_a_plain_job_submit(tmp_path):
 
     root = Path(__file__).resolve().parents[2]
     checkout = tmp_path / "checkout"
-    for name in (
-        "data/x",
-        "runs/one/x",
-        ".venv/x",
-        "tests/x",
-        ".git/x",
-        "a.tar",
-        "pipelines/train.py",
-    ):
-        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
-        (checkout / name).write_text("x")
+    left = ("data/x", "runs/one/x", ".venv/x", "tests/x", ".git/x", "a.tar")
+    scatter(checkout, (*left, "pipelines/train.py"))
     for name in (".gitignore", ".rayignore"):
         (checkout / name).write_bytes((root / name).read_bytes())
     package = tmp_path / "package.zip"
     create_package(str(checkout), package, include_gitignore=True)
     listed = subprocess.run(
-        [os.sys.executable, "-m", "zipfile", "-l", str(package)], capture_output=True, text=True
+        [sys.executable, "-m", "zipfile", "-l", str(package)], capture_output=True, text=True
     ).stdout
     files = {
         line.split()[0] for line in listed.splitlines()[1:] if not line.split()[0].endswith("/")

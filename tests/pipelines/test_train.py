@@ -68,7 +68,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
 @pytest.fixture
 def bert_recipe(tiny_recipe, tmp_path):
     """The tiny recipe with pictures as patches through a BERT that was never trained."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.BertConfig(**sizes, intermediate_size=20, vocab_size=9)
     transformers.BertModel(config).save_pretrained(tmp_path / "bert")

@@ -1,4 +1,4 @@
-"""Real servers of a test: shards over http that trickle, MLflow that can be killed."""
+"""Real servers of a test: shards over http that trickle, MLflow that can be killed, S3."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import functools
 import http.server
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -55,6 +56,30 @@ class MlflowServer:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
+
+
+@contextlib.contextmanager
+def s3_server(folder: Path) -> Iterator[str]:
+    """The url of a real S3 server on localhost without buckets; its log lies in `folder`."""
+    log = folder / "s3.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
+            stderr=subprocess.STDOUT,
+            stdout=file,
+        )
+    try:
+        for _ in range(900):
+            if found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text()):
+                break
+            assert process.poll() is None, log.read_text()[-2000:]
+            time.sleep(0.1)
+        else:
+            raise AssertionError(log.read_text()[-2000:])
+        yield found[0]
+    finally:
+        process.terminate()
+        process.wait()
 
 
 class Shards:

@@ -15,6 +15,12 @@ from safetensors.torch import save_file
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 NAMES = ("a", "the", "of", "photo", "red", "green", "blue", "cat", "dog", "owl", "thing", "small")
 WORDS = [*NAMES, "large", *SPECIAL]
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
 
 
 def png(height: int, width: int, seed: int = 0) -> bytes:
@@ -39,10 +45,7 @@ def vit(folder: Path, size: int = 32) -> Path:
 
     torch.manual_seed(0)
     config = ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
+        **SIZES,
         image_size=size,
         patch_size=8,
     )
@@ -79,10 +82,7 @@ def bert(folder: Path) -> Path:
     torch.manual_seed(1)
     config = BertConfig(
         vocab_size=len(WORDS),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
+        **SIZES,
         max_position_embeddings=16,
     )
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
@@ -106,8 +106,7 @@ def clip(folder: Path) -> Path:
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
     torch.manual_seed(3)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    sizes |= {"intermediate_size": 64, "projection_dim": 24}
+    sizes = {**SIZES, "projection_dim": 24}
     text = {**sizes, "vocab_size": len(WORDS), "max_position_embeddings": 16}
     ends = {"bos_token_id": WORDS.index("[CLS]"), "eos_token_id": WORDS.index("[SEP]")}
     config = CLIPConfig(
@@ -129,10 +128,7 @@ def wav2vec2(folder: Path) -> Path:
 
     torch.manual_seed(4)
     config = Wav2Vec2Config(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
+        **SIZES,
         conv_dim=(16,) * 7,
         num_conv_pos_embeddings=16,
         num_conv_pos_embedding_groups=4,

@@ -2,19 +2,19 @@ import dataclasses
 
 import pytest
 import torch
+from recipes import changed
 
 from uml_core.arms import applicable, arm_schedule, build_fit, control_description, head_source
 from uml_core.controls import PermutedLabels, PermutedValues, derangement
 from uml_core.errors import UserError
 from uml_core.loop import train
 from uml_core.modalities.base import Batch
-from uml_core.recipe import from_dict
 
 CLASSES = 4
 
 
 def recipe(**changes):
-    raw = {
+    base = {
         "name": "r",
         "data_root": ".",
         "target": "x",
@@ -23,13 +23,10 @@ def recipe(**changes):
             "t": {"kind": "vector", "train": "t", "dim": 8, "stem": "identity", "weight": 0.5},
             "a": {"kind": "sequence", "train": "a", "dim": 3, "ratio": 0.5},
         },
-        "model": {"width": 8, "depth": 1, "heads": 2, **changes.pop("model", {})},
+        "model": {"width": 8, "depth": 1, "heads": 2},
         "train": {"steps": 8, "batch_size": 4, "lr": 0.01, "validate_every": 2, "workers": 1},
     }
-    for name, fields in changes.pop("modalities", {}).items():
-        raw["modalities"][name].update(fields)
-    raw["train"].update(changes.pop("train", {}))
-    return from_dict({**raw, **changes})
+    return changed(base, changes)
 
 
 def batches(name, count=16):

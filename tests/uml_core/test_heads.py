@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from recipes import changed
 
 from uml_core import heads
 from uml_core.arms import applicable, build_fit
@@ -10,13 +11,12 @@ from uml_core.evaluation import classifier_accuracy
 from uml_core.heads import Rows, batchable, train_heads
 from uml_core.loop import train
 from uml_core.modalities.base import Batch
-from uml_core.recipe import from_dict
 
 CLASSES, BATCH = 4, 6
 
 
 def recipe(**changes):
-    raw = {
+    base = {
         "name": "r",
         "data_root": ".",
         "target": "x",
@@ -25,7 +25,7 @@ def recipe(**changes):
             "t": {"kind": "vector", "train": "t", "dim": 8, "stem": "identity"},
             "u": {"kind": "vector", "train": "u", "dim": 5},
         },
-        "model": {"width": 8, "trunk": "none", "heads": 1, **changes.pop("model", {})},
+        "model": {"width": 8, "trunk": "none", "heads": 1},
         "train": {"steps": 23, "batch_size": BATCH, "validate_every": 4, "gradients_every": 5},
         "compare": {
             "grid": {"lr": [0.1, 0.01]},
@@ -33,10 +33,7 @@ def recipe(**changes):
             "unimodal_grid": {"weight_decay": [0.01, 0.5]},
         },
     }
-    for name, fields in changes.pop("modalities", {}).items():
-        raw["modalities"][name].update(fields)
-    raw["train"].update(changes.pop("train", {}))
-    return from_dict({**raw, **changes})
+    return changed(base, changes)
 
 
 def samples(r, name, seed, count=40):

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from uml_core.errors import UserError
@@ -13,7 +14,6 @@ from uml_core.recipe import from_dict, load
 from uml_core.specs import ModelSpec
 from uml_core.trunk import Trunk
 
-transformers = pytest.importorskip("transformers")
 logging.getLogger("transformers").setLevel(logging.ERROR)
 
 SIZES = {
@@ -65,7 +65,7 @@ def trunk_of(folder, *, causal, given=(), **fields):
     return trunk
 
 
-def close(ours, theirs):
+def assert_close(ours, theirs):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
@@ -83,7 +83,7 @@ def test_the_trunk_computes_the_hidden_states_of_transformers(saved, family, cau
     folder, model = saved[family]
     trunk, x = trunk_of(folder, causal=causal), torch.randn(3, 11, 24)
     look = torch.ones(3, 11, 11, dtype=torch.bool)
-    close(trunk(x, None), hidden(model, x, look.tril() if causal else look))
+    assert_close(trunk(x, None), hidden(model, x, look.tril() if causal else look))
     assert not torch.allclose(trunk(x, None), hidden(model, x, look if causal else look.tril()))
 
 
@@ -93,7 +93,7 @@ def test_each_model_in_its_own_way_of_looking_with_padding(saved):
     for family, causal in (("bert", False), ("gpt2", True)):
         folder, model = saved[family]
         theirs = model(inputs_embeds=x, attention_mask=mask.long()).last_hidden_state
-        close(trunk_of(folder, causal=causal)(x, mask)[mask], theirs[mask])
+        assert_close(trunk_of(folder, causal=causal)(x, mask)[mask], theirs[mask])
 
 
 @torch.no_grad()
@@ -101,10 +101,10 @@ def test_without_the_position_table_a_stem_brings_positions_of_its_own(saved):
     x, every = torch.randn(2, 7, 24), torch.ones(2, 7, 7, dtype=torch.bool)
     folder, bert = saved["bert"]
     inner = bert.encoder(bert.embeddings.LayerNorm(x)).last_hidden_state
-    close(trunk_of(folder, causal=False, positions="off")(x, None), inner)
+    assert_close(trunk_of(folder, causal=False, positions="off")(x, None), inner)
     folder, gpt2 = saved["gpt2"]
     added = trunk_of(folder, causal=False, positions="off")(x + gpt2.wpe.weight[:7], None)
-    close(added, hidden(gpt2, x, every))
+    assert_close(added, hidden(gpt2, x, every))
 
 
 @torch.no_grad()
@@ -114,7 +114,7 @@ def test_the_first_blocks_and_positions_alone(saved):
     given = {"depth": 2, "max_positions": 6}
     trunk = trunk_of(folder, causal=True, given=given, **given)
     states = model(inputs_embeds=x, output_hidden_states=True).hidden_states
-    close(trunk(x, None), model.ln_f(states[2]))
+    assert_close(trunk(x, None), model.ln_f(states[2]))
     with pytest.raises(UserError, match="position table"):
         trunk(torch.randn(1, 7, 24), None)
 
@@ -166,7 +166,7 @@ def in_half(folder, family):
 def test_ways_a_checkpoint_is_written(tmp_path, write, family):
     model = write(tmp_path, family)
     trunk, x = trunk_of(tmp_path, causal=False), torch.randn(2, 5, 24)
-    close(trunk(x, None), hidden(model, x, torch.ones(2, 5, 5, dtype=torch.bool)))
+    assert_close(trunk(x, None), hidden(model, x, torch.ones(2, 5, 5, dtype=torch.bool)))
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_activations(tmp_path, theirs, ours):
     spec = adopt(ModelSpec(trunk_init=str(tmp_path), positions="learned"), ())
     assert (spec.activation, spec.ff) == (ours, 36)
     trunk, x = trunk_of(tmp_path, causal=True), torch.randn(2, 5, 24)
-    close(trunk(x, None), model(inputs_embeds=x).last_hidden_state)
+    assert_close(trunk(x, None), model(inputs_embeds=x).last_hidden_state)
 
 
 def test_a_projection_before_the_blocks_stays_as_it_was(saved):

@@ -1,15 +1,12 @@
 import dataclasses
 import io
-import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from ranks import both
 
 from uml_core.controls import PermutedLabels
 from uml_core.errors import RunError
@@ -454,17 +451,7 @@ def test_bf16_stays_close_to_fp32():
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     """Every case of two_ranks.py in one process and in two, started once."""
-    folder = tmp_path_factory.mktemp("ranks")
-    script = Path(__file__).with_name("two_ranks.py")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, str(script), str(folder)]
-    ranks = [subprocess.Popen([*command, str(rank)], env=env) for rank in (0, 1)]
-    try:
-        assert [rank.wait(timeout=240) for rank in ranks] == [0, 0]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    return both(Path(__file__).with_name("two_ranks.py"), tmp_path_factory.mktemp("ranks"))
 
 
 CASES = [

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from ranks import both
 
 from uml_core.errors import UserError
 from uml_core.recipe import from_dict
@@ -16,17 +13,7 @@ from uml_core.recipe import from_dict
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sharded")
-    script = Path(__file__).with_name("sharded_ranks.py")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, str(script), str(folder)]
-    started = [subprocess.Popen([*command, str(rank)], env=env) for rank in (0, 1)]
-    try:
-        assert [rank.wait(timeout=280) for rank in started] == [0, 0]
-    finally:
-        for rank in started:
-            rank.kill()
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    return both(Path(__file__).with_name("sharded_ranks.py"), tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("case", ["joint", "alternate", "self-supervised", "clip", "skip", "bf16"])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
-import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 import yaml
+from servers import s3_server
 
 from pipelines.running import checkpoint_home, checkpoints
 from pipelines.running.checkpoint_home import home_of
@@ -19,23 +17,8 @@ from pipelines.running.checkpoint_home import home_of
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     """The url of a real S3 server."""
-    pytest.importorskip("moto.server", reason="needs moto[server] (extra dev)")
-    path = tmp_path_factory.mktemp("moto") / "log"
-    with open(path, "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
-            stderr=subprocess.STDOUT,
-            stdout=log,
-        )
-    try:
-        for _ in range(900):
-            if found := re.search(r"http://127\.0\.0\.1:(\d+)", path.read_text()):
-                break
-            time.sleep(0.1)
-        yield found[0]
-    finally:
-        process.terminate()
-        process.wait()
+    with s3_server(tmp_path_factory.mktemp("s3")) as url:
+        yield url
 
 
 @pytest.fixture

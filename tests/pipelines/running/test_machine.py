@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import mounts
 import pytest
 from runs import wait_until
 
@@ -21,15 +22,8 @@ MIB = 1 << 20
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 4 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True
-    )
-    if done.returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    with mounts.small_disk(tmp_path / "small", "4m") as folder:
+        yield folder
 
 
 # ------------------------------------------------------------------------------------- disk

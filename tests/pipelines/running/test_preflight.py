@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from mounts import small_disk
 
 from pipelines import cli
 from pipelines.running import machine
@@ -51,13 +52,12 @@ def test_gpus_that_are_not_there_stop_a_job_before_it_starts(
 ):
     import torch
 
-    if torch.cuda.is_available():
-        pytest.skip("this machine has GPUs")
-    out = tmp_path / "out"
-    code = cli.main([verb, write_recipe(tiny_recipe), "train.device=cuda", "--out", str(out)])
+    there, out = torch.cuda.device_count(), tmp_path / "out"
+    fields = ["train.device=cuda", f"train.workers={there + 1}"]
+    code = cli.main([verb, write_recipe(tiny_recipe), *fields, "--out", str(out)])
     said = capsys.readouterr().err
     assert code == 2 and not out.exists()
-    assert "GPUs: 0 GPUs" in said and "→ train.device=auto" in said
+    assert f"GPUs: {there} GPUs" in said and "→ train.device=auto" in said
 
 
 def test_a_tracking_server_that_is_down_is_told_and_no_more(opened, tmp_path, monkeypatch, capsys):
@@ -68,18 +68,11 @@ def test_a_tracking_server_that_is_down_is_told_and_no_more(opened, tmp_path, mo
 
 
 def test_a_full_disk_stops_a_job(tiny_recipe, write_recipe, tmp_path, capsys):
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    try:
+    with small_disk(tmp_path / "small", "64k") as folder:
         (folder / "filler").write_bytes(bytes(48 * 1024))
         code = cli.main(["train", write_recipe(tiny_recipe), "--out", str(folder / "out")])
         assert code == 2 and not (folder / "out").exists()
         assert "not one can be kept" in capsys.readouterr().err
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_model_that_fits_no_memory_stops_a_job(

@@ -4,15 +4,14 @@ import contextlib
 import os
 import re
 import socket
-import subprocess
-import sys
 import threading
-import time
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import torch
+from servers import s3_server
 
 from pipelines.sources import parallel
 from pipelines.sources.inspection import check_shard
@@ -71,23 +70,9 @@ class Breaking:
 @pytest.fixture(scope="module")
 def moto(tmp_path_factory):
     """(host, port) of a real S3 server."""
-    pytest.importorskip("moto.server", reason="needs moto[server] (extra dev)")
-    path = tmp_path_factory.mktemp("moto") / "log"
-    with open(path, "wb") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
-            stderr=subprocess.STDOUT,
-            stdout=log,
-        )
-    try:
-        for _ in range(900):
-            if found := re.search(r"http://127\.0\.0\.1:(\d+)", path.read_text()):
-                break
-            time.sleep(0.1)
-        yield "127.0.0.1", int(found[1])
-    finally:
-        server.terminate()
-        server.wait()
+    with s3_server(tmp_path_factory.mktemp("s3")) as url:
+        place = urlsplit(url)
+        yield place.hostname, place.port
 
 
 @pytest.fixture
