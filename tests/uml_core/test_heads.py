@@ -6,6 +6,7 @@ from recipes import changed
 
 from uml_core import heads
 from uml_core.arms import applicable, build_fit
+from uml_core.comparison import units_of
 from uml_core.errors import RunError
 from uml_core.evaluation import classifier_accuracy
 from uml_core.heads import Rows, batchable, train_heads
@@ -189,3 +190,13 @@ def test_a_fit_that_diverges_leaves_the_others_alone():
 )
 def test_other_fits_are_left_to_the_general_loop(changes):
     assert not batchable(recipe(**changes))
+
+
+def test_every_fit_of_a_comparison_knows_its_own_settings():
+    made = recipe()
+    settings = {(u.arm, u.point): u.settings(made) for u in units_of(made, applicable(made), 0, 4)}
+    assert settings["unimodal", 1] == {"lr": 0.1, "weight_decay": 0.5}
+    assert settings["uml", 1] == {"lr": 0.1, "weight": 1.0}
+    assert settings["uml", 2] == {"lr": 0.01, "weight": 0.3}
+    for arm in applicable(made):
+        assert [settings[arm, point] for point in range(4)] != [settings[arm, 0]] * 4
