@@ -7,9 +7,8 @@ from typing import TextIO
 from rich.text import Text
 
 from pipelines.reporting import sweep_answer
-from pipelines.reporting.answer import GAINS, interval, number
+from pipelines.reporting.answer import GAINS, gains, interval, number
 from pipelines.reporting.terminal import console, table
-from uml_core.statistics import Gain
 
 SHOWN = 8  # configurations in the table
 
@@ -27,11 +26,11 @@ def print_sweep(sweep: sweep_answer.Sweep, stream: TextIO | None = None) -> None
         out.print(table(["knob", "explains alone", "by chance"], rows))
     if sweep["confirmation"]:
         entry = sweep["confirmation"]
-        gains = [(GAINS[key], Gain.from_json(entry[key])) for key in GAINS]
         out.print()
         heads = [f"on {len(entry['seeds'])} fresh seeds, test", "points", "95 % interval"]
         body = [
-            [name, number(g.mean), interval(g).removeprefix("95 % interval ")] for name, g in gains
+            [GAINS[key], number(g.mean), interval(g).removeprefix("95 % interval ")]
+            for key, g in gains(entry).items()
         ]
         out.print(table(heads, body))
     out.print()
