@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from pipelines.streams.assemble import Assembler
     from pipelines.streams.pace import Pace
 
-CHUNK_BYTES = 8 << 20  # raw bytes per task; also about the size of a block
+# Few large chunks keep Ray's scheduling loop out of the training process; three wait, because with two
+# the reading stops and starts with that loop's pauses of 0.1 s (measured: 5 times slower).
+AHEAD = 3  # chunks read and waiting for the consumer, beside those in the tasks
+CHUNK_BYTES = 12 << 20  # raw bytes per task; also about the size of a block
 DECODED_BYTES = 32 << 20  # tensors per decoding task
 CHUNK_ROWS = 4096  # per task
 MAX_CHUNKS = 4096  # per stream; longer streams have larger chunks that come in several tables
@@ -38,7 +41,6 @@ MAX_TASKS = 512  # of a stream that reads with one task at a time: each costs 1 
 READ_CPUS, DECODE_CPUS = 0.25, 1.0  # a read task waits for disk or network most of the time
 LOCAL_TASKS, REMOTE_TASKS = 1, 4  # read tasks of one stream at a time
 DATA_NODES = "uml.data_nodes"  # of Ray Data's context: labels of the nodes that read and decode
-AHEAD = 2  # chunks read and waiting for the consumer, beside those in the tasks
 
 # One row holds several whole batches, so that Ray Data, which joins and splits blocks by rows and
 # bytes, hands every table over as it was made.
