@@ -9,18 +9,20 @@ batches, views, loss weights, validations and early stop, and ends where `loop.t
     logits = s_m W z,  z = P_m x or x        (paper 2.3, 3.2; one shared W)
     dW = sum_m G_m' z_m,  dP_m = (G_m W)' x_m,  G_m = dloss/dlogits
 
-Shape legend: F fits of a stack, B rows of a batch, R rows of a step, D features, E model width,
-C classes.
+Shape legend: F fits of a stack, L lanes (fits that draw the same batches share one), B rows of a
+batch, R rows of a step, D features, E model width, C classes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.adamw import adamw
 
 from uml_core.loop import Fit, learning_rate, raise_if_all_diverged, validate
 from uml_core.modalities.base import Batch
@@ -77,6 +79,8 @@ def train_heads(
     alike: dict[str, list[int]] = {}
     for i, fit in enumerate(fits):
         alike.setdefault(_shape(fit), []).append(i)
+    for members in alike.values():  # those that draw the same batches side by side
+        members.sort(key=lambda i: _drawn(fits[i], streams[i]))
     finished = 0
     for members in alike.values():
         size = _stack_size(fits[members[0]])
@@ -93,9 +97,19 @@ def train_heads(
 
 def _shape(fit: Fit) -> str:
     """What fits of one stack have in common."""
-    taken = tuple(name for name in fit.modalities if fit.weights.get(name, 1.0) > 0)
+    taken = _taken(fit)
     sizes = tuple((name, tuple(p.shape)) for name, p in fit.learner.named_parameters())
     return repr((fit.spec, fit.learner.spec, taken, sizes))
+
+
+def _taken(fit: Fit) -> list[str]:
+    """The modalities whose loss counts."""
+    return [name for name in fit.modalities if fit.weights.get(name, 1.0) > 0]
+
+
+def _drawn(fit: Fit, streams: Mapping[str, Rows]) -> tuple[int, ...]:
+    """What names the batches a fit draws."""
+    return tuple(id(streams[name]) for name in _taken(fit))
 
 
 def _stack_size(fit: Fit) -> int:
@@ -141,35 +155,36 @@ class _Stack:
         first = fits[0]
         self.device, self.model = first.device, first.learner.spec
         self.smoothing = first.learner.label_smoothing
-        self.names = [n for n in first.modalities if first.weights.get(n, 1.0) > 0]
-        self.banks = {name: _Bank(name, fits, streams, first.device) for name in self.names}
-        self.weight = {
-            name: torch.tensor([fit.weights.get(name, 1.0) for fit in fits], device=self.device)
-            for name in self.names
+        self.names = _taken(first)
+        self.drawn = [_drawn(fit, rows) for fit, rows in zip(fits, streams, strict=True)]
+        self.banks = {name: _Bank(name, fits, streams) for name in self.names}
+        values = {
+            name: torch.stack([fit.learner.get_parameter(name).detach() for fit in fits])
+            for name, _ in first.learner.named_parameters()
         }
-        self._adopt(
-            {
-                name: torch.stack([fit.learner.get_parameter(name).detach() for fit in fits])
-                for name, _ in first.learner.named_parameters()
-            }
-        )
-        self.optimizer = self._optimizer()
+        self.moments = {
+            name: (torch.zeros_like(value), torch.zeros_like(value))
+            for name, value in values.items()
+        }
+        self.updates = {name: torch.zeros((), device=self.device) for name in values}
         self.sums = {name: torch.zeros(len(fits), device=self.device) for name in self.names}
         self.counts = dict.fromkeys(self.names, 0)
+        self._adopt(values)
 
     def _adopt(self, values: Mapping[str, Tensor]) -> None:
         """Takes (F, ...) values of every weight; the learners see them as their own."""
-        self.weights = {name: nn.Parameter(value) for name, value in values.items()}
+        self.weights = dict(values)
         self.gradients = {name: torch.empty_like(value) for name, value in values.items()}
         for name, stacked in self.weights.items():
             for i, fit in enumerate(self.fits):
-                fit.learner.get_parameter(name).data = stacked.data[i]
-
-    def _optimizer(self) -> torch.optim.AdamW:
-        spec = self.fits[0].spec
-        return torch.optim.AdamW(
-            self.weights.values(), lr=spec.lr, weight_decay=spec.weight_decay, fused=True
-        )
+                fit.learner.get_parameter(name).data = stacked[i]
+        keys = list(dict.fromkeys(self.drawn))
+        self.lane = torch.tensor([keys.index(key) for key in self.drawn], device=self.device)
+        firsts = [self.drawn.index(key) for key in keys]
+        ends = [*firsts[1:], len(self.drawn)]
+        self.lanes = [slice(a, b) for a, b in zip(firsts, ends, strict=True)]
+        for bank in self.banks.values():
+            bank.enter(firsts)
 
     # ---------------------------------------------------------------------------- a step
 
@@ -186,66 +201,69 @@ class _Stack:
             for i, name in enumerate(parts)
         ]
         self._note_gradients(step, parts, drawn)
-        # A modality's weight is shared out over its batches of the step, as `Fit` shares it.
-        factors = [self.weight[name] / counts[name] for name in parts]
-        self._differentiate(parts, drawn, factors)
-        rate = learning_rate(self.fits[0].spec, step, self.schedule.total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        reached = self._differentiate(parts, drawn)
         self._stop_diverged(step)
-        self.optimizer.step()
+        self._update(reached, step)
 
-    def _differentiate(
-        self,
-        parts: Sequence[str],
-        drawn: Sequence[tuple[Tensor, Tensor]],
-        factors: Sequence[Tensor],
-    ) -> None:
-        """Losses of the batches, and gradients of their weighted sum in every weight's `.grad`.
+    def _differentiate(self, parts: Sequence[str], drawn: Sequence[Drawn]) -> list[str]:
+        """Losses of the batches, and gradients of their weighted sum.
 
-        A weight that no batch of this step reaches has none, so that AdamW leaves it alone.
+        Returns the names of the weights that these batches reach; the others are left alone.
         """
         head = self.weights["classifier.weight"]
         stems = [f"stems.{name}.projection.weight" for name in parts]
         projections = [self.weights.get(stem) for stem in stems]
-        z = [
-            x if p is None else torch.bmm(x, p.mT)
-            for (x, _), p in zip(drawn, projections, strict=True)
+        sizes = [batch.x.shape[1] for batch in drawn]
+        own = any(p is not None for p in projections)  # the head's input differs between fits
+        inputs = [
+            self._product(batch.x, p) if p is not None else batch.x[self.lane] if own else batch.x
+            for batch, p in zip(drawn, projections, strict=True)
         ]
-        sizes = [part.shape[1] for part in z]
-        joined = z[0] if len(z) == 1 else torch.cat(z, dim=1)  # (F, R, E)
-        plain = torch.bmm(joined, head.mT)  # (F, R, C)
+        joined = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=1)
+        plain = torch.bmm(joined, head.mT) if own else self._product(joined, head)  # (F, R, C)
         scale = self._scales(parts, sizes)
-        logits = plain if scale is None else plain * scale
-        y = torch.cat([y for _, y in drawn], dim=1)  # (F, R)
-        pull, losses = self._cross_entropy(logits, y)
-        pulls = list(pull.split(sizes, dim=1))
-        for name, g, loss, labels, factor in zip(
-            parts, pulls, losses.split(sizes, dim=1), y.split(sizes, dim=1), factors, strict=True
-        ):
-            terms = (labels >= 0).sum(1).clamp(min=1)
-            g.mul_((factor / terms).view(-1, 1, 1))
-            self.sums[name] += loss.sum(1) / terms
+        pull, losses = self._cross_entropy(
+            plain if scale is None else plain * scale, torch.cat([d.y for d in drawn], dim=1)
+        )
+        for name, batch, loss in zip(parts, drawn, losses.split(sizes, dim=1), strict=True):
+            self.sums[name] += torch.linalg.vecdot(loss, batch.share)
             self.counts[name] += 1
-        reached = {"classifier.weight"}
+        # A modality's weight is shared out over its batches of the step, as `Fit` shares it.
+        pull.mul_(torch.cat([d.pull / parts.count(d.name) for d in drawn], dim=1).unsqueeze(-1))
+        reached = ["classifier.weight"]
         if self.model.logit_scale == "learned":
-            reached |= self._scale_gradients(parts, pulls, plain.split(sizes, dim=1))
+            reached += self._scale_gradients(parts, pull.split(sizes, 1), plain.split(sizes, 1))
         if scale is not None:
             pull.mul_(scale)
-        torch.bmm(pull.mT, joined, out=self.gradients["classifier.weight"])
-        for stem, g, p, (x, _) in zip(stems, pulls, projections, drawn, strict=True):
+        if own:
+            torch.bmm(pull.mT, joined, out=self.gradients["classifier.weight"])
+        else:
+            self._outer(pull, joined, self.gradients["classifier.weight"])
+        for stem, g, p, batch in zip(stems, pull.split(sizes, 1), projections, drawn, strict=True):
             if p is not None:
-                back = torch.bmm(g, head)
-                self.gradients[stem].baddbmm_(back.mT, x, beta=float(stem in reached))
-                reached.add(stem)
-        for name, p in self.weights.items():
-            p.grad = self.gradients[name] if name in reached else None
+                self._outer(torch.bmm(g, head), batch.x, self.gradients[stem], stem in reached)
+                reached.append(stem)
+        return list(dict.fromkeys(reached))
+
+    def _product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x (L, R, D), weight (F, K, D) -> (F, R, K): one product per lane for all its fits."""
+        out = x.new_empty(weight.shape[0], x.shape[1], weight.shape[1])
+        for rows, fits in zip(x, self.lanes, strict=True):
+            flat = rows @ weight[fits].flatten(0, 1).mT
+            out[fits] = flat.view(len(rows), -1, weight.shape[1]).transpose(0, 1)
+        return out
+
+    def _outer(self, pull: Tensor, x: Tensor, out: Tensor, add: bool = False) -> None:
+        """out (F, K, D) <- pull' x of each fit, pull (F, R, K), x (L, R, D); added if `add`."""
+        for rows, fits in zip(x, self.lanes, strict=True):
+            out[fits].flatten(0, 1).addmm_(
+                pull[fits].mT.flatten(0, 1), rows, beta=1.0 if add else 0.0
+            )
 
     def _cross_entropy(self, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """(F, R, C) gradients and (F, R) values of each row's loss, zero without a label."""
+        """(F, R, C) gradients and (F, R) values of each row's loss at labels y (F, R)."""
         logs = F.log_softmax(logits, dim=-1)
-        labelled = y >= 0
-        at = y.clamp(min=0).unsqueeze(-1)
+        at = y.unsqueeze(-1)
         losses = -logs.gather(-1, at).squeeze(-1)
         if self.smoothing:
             losses = (1 - self.smoothing) * losses - self.smoothing * logs.mean(-1)
@@ -253,7 +271,7 @@ class _Stack:
         if self.smoothing:
             pull -= self.smoothing / pull.shape[-1]
         pull.scatter_add_(-1, at, pull.new_full((1, 1, 1), self.smoothing - 1).expand(*at.shape))
-        return pull.mul_(labelled.unsqueeze(-1)), losses * labelled
+        return pull, losses
 
     def _scales(self, parts: Sequence[str], sizes: Sequence[int]) -> Tensor | float | None:
         """Factor of the logits: (F, R, 1) where it is learned, else a number; None = 1."""
@@ -266,7 +284,7 @@ class _Stack:
 
     def _scale_gradients(
         self, parts: Sequence[str], pulls: Sequence[Tensor], plain: Sequence[Tensor]
-    ) -> set[str]:
+    ) -> list[str]:
         """Gradients of the learned scales; the names of those that have one."""
         found: dict[str, Tensor] = {}
         for name, g, u in zip(parts, pulls, plain, strict=True):
@@ -274,31 +292,49 @@ class _Stack:
             found[at] = found.get(at, 0) + (g * u).sum((1, 2))
         for at, value in found.items():
             self.gradients[at].copy_(value)
-        return set(found)
+        return list(found)
+
+    def _update(self, reached: Sequence[str], step: int) -> None:
+        """One AdamW step, as `Fit`'s optimiser makes it, of the weights that were reached."""
+        spec = self.fits[0].spec
+        adamw(
+            [self.weights[name] for name in reached],
+            [self.gradients[name] for name in reached],
+            [self.moments[name][0] for name in reached],
+            [self.moments[name][1] for name in reached],
+            [],
+            [self.updates[name] for name in reached],
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=learning_rate(spec, step, self.schedule.total),
+            weight_decay=spec.weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
 
     # ------------------------------------------------------------------ what fits are told
 
-    def _note_gradients(
-        self, step: int, parts: Sequence[str], drawn: Sequence[tuple[Tensor, Tensor]]
-    ) -> None:
+    def _note_gradients(self, step: int, parts: Sequence[str], drawn: Sequence[Drawn]) -> None:
         """How the modalities pull the shared weights now and then, as `Fit` measures it."""
         every = self.fits[0].spec.gradients_every
         if not every or len(set(parts)) < 2 or not self.schedule.first_meeting(step, every):
             return
         with torch.enable_grad():
-            for i, fit in enumerate(self.fits):
-                fit.note_gradients(
-                    [
-                        (name, Batch(x[i], y[i]), fit.weights.get(name, 1.0) / parts.count(name))
-                        for name, (x, y) in zip(parts, drawn, strict=True)
-                    ],
-                    step,
-                )
+            for i, (fit, lane) in enumerate(zip(self.fits, self.lane.tolist(), strict=True)):
+                seen = [
+                    (d.name, Batch(d.x[lane], torch.where(d.share[i] > 0, d.y[i], -1)), d.weight[i])
+                    for d in drawn
+                ]
+                fit.note_gradients([(n, b, w / parts.count(n)) for n, b, w in seen], step)
 
     def _stop_diverged(self, step: int) -> None:
         """Stops fits whose loss is not finite; their weights are not looked at again."""
-        finite = torch.stack(list(self.sums.values())).isfinite().all(0).tolist()
-        for fit, sound in zip(self.fits, finite, strict=True):
+        total = torch.stack(list(self.sums.values())).sum(0)
+        if math.isfinite(float(total.sum())):
+            return
+        for fit, sound in zip(self.fits, total.isfinite().tolist(), strict=True):
             if not sound and not fit.stopped:
                 fit.diverged_at, fit.stopped = step, True
 
@@ -320,29 +356,40 @@ class _Stack:
         if not kept:
             return
         at = torch.tensor(kept, device=self.device)
-        moments = {name: self.optimizer.state[p] for name, p in self.weights.items()}
-        self._adopt({name: p.detach()[at] for name, p in self.weights.items()})
-        self.optimizer = self._optimizer()
-        for name, p in self.weights.items():
-            self.optimizer.state[p] = {
-                key: value if key == "step" else value[at] for key, value in moments[name].items()
-            }
+        self.drawn = [self.drawn[i] for i in kept]
+        self.moments = {name: (m[at], v[at]) for name, (m, v) in self.moments.items()}
         self.sums = {name: total[at] for name, total in self.sums.items()}
-        self.weight = {name: w[at] for name, w in self.weight.items()}
         for bank in self.banks.values():
             bank.keep(kept)
+        self._adopt({name: value[at] for name, value in self.weights.items()})
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A batch of every fit of a stack.
+
+    x       (L, B, D) the lanes' samples
+    y       (F, B) labels as each fit sees them; any class where there is none
+    share   (F, B) of each row in its batch's mean loss: zero without a label
+    pull    (F, B) the same times the fit's loss weight
+    weight  F loss weights
+    """
+
+    name: str
+    x: Tensor
+    y: Tensor
+    share: Tensor
+    pull: Tensor
+    weight: list[float]
 
 
 class _Bank:
     """The samples of one modality that the fits of a stack draw their batches from."""
 
     def __init__(
-        self,
-        name: str,
-        fits: Sequence[Fit],
-        streams: Sequence[Mapping[str, Rows]],
-        device: torch.device,
+        self, name: str, fits: Sequence[Fit], streams: Sequence[Mapping[str, Rows]]
     ) -> None:
+        self.name, device = name, fits[0].device
         self.rows = [stream[name] for stream in streams]
         unique = {id(rows.x): rows.x for rows in self.rows}  # fits share what they draw from
         begin, starts = 0, {}
@@ -354,27 +401,41 @@ class _Bank:
         self.labels = [
             _labels(fit, name, rows).to(device) for fit, rows in zip(fits, self.rows, strict=True)
         ]
+        self.weight = [fit.weights.get(name, 1.0) for fit in fits]
         self.first, self.ready = 0, 0
 
-    def batch(self, number: int) -> tuple[Tensor, Tensor]:
-        """x (F, B, D) and y (F, B) of batch `number` of every fit's stream."""
+    def enter(self, firsts: Sequence[int]) -> None:
+        """The lanes are those of these fits from now on."""
+        self.firsts = list(firsts)
+        self.ready = self.first = 0
+
+    def batch(self, number: int) -> Drawn:
+        """Batch `number` of every fit's stream."""
         if not self.first <= number < self.ready:
-            self.first, self.ready = number, number + BLOCK
-            orders = {id(rows): rows.order(number, self.ready) for rows in self.rows}
-            each = [orders[id(rows)].to(self.x.device) for rows in self.rows]
-            self.y = torch.stack([y[order] for y, order in zip(self.labels, each, strict=True)])
-            self.at = torch.stack([o + s for o, s in zip(each, self.starts, strict=True)])
-        at = self.at[:, number - self.first]
+            self._make_ready(number)
+        at, k = self.at[:, number - self.first], number - self.first
         x = self.x.index_select(0, at.flatten()).view(*at.shape, -1)
-        return x, self.y[:, number - self.first]
+        return Drawn(self.name, x, self.y[k], self.share[k], self.pull[k], self.weight)
+
+    def _make_ready(self, number: int) -> None:
+        """Row numbers, labels and what rows count for in the next batches."""
+        self.first, self.ready = number, number + BLOCK
+        orders = {id(rows): rows.order(number, self.ready) for rows in self.rows}
+        each = [orders[id(rows)].to(self.x.device) for rows in self.rows]
+        self.at = torch.stack([each[i] + self.starts[i] for i in self.firsts])
+        y = torch.stack([y[order] for y, order in zip(self.labels, each, strict=True)], dim=1)
+        labelled = y >= 0
+        self.y = y.clamp(min=0)  # (BLOCK, F, B)
+        self.share = labelled / labelled.sum(-1, keepdim=True).clamp(min=1)
+        weight = torch.tensor(self.weight, device=self.x.device)
+        self.pull = self.share * weight.view(-1, 1)
 
     def keep(self, kept: Sequence[int]) -> None:
         """Only these fits draw from now on."""
         self.rows = [self.rows[i] for i in kept]
         self.starts = [self.starts[i] for i in kept]
         self.labels = [self.labels[i] for i in kept]
-        if self.ready:
-            self.at, self.y = self.at[list(kept)], self.y[list(kept)]
+        self.weight = [self.weight[i] for i in kept]
 
 
 def _labels(fit: Fit, name: str, rows: Rows) -> Tensor:

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uml_core.errors import UserError
-from uml_core.kernels import attend, drop
+from uml_core.kernels import attend, drop, relu_
 from uml_core.specs import ModelSpec
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),  # GPT-2's gelu_new
-    "relu": partial(F.relu, inplace=True),  # of a linear layer's output, which nobody else needs
+    "relu": relu_,  # of a linear layer's output, which nobody else needs
 }
 
 

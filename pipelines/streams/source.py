@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pipelines.streams.assemble import Assembler
     from pipelines.streams.pace import Pace
 
-# Few large chunks keep Ray's scheduling loop out of the training process; three wait, because with two
-# the reading stops and starts with that loop's pauses of 0.1 s (measured: 5 times slower).
+# Few large chunks keep Ray's scheduling loop out of the training process; three wait, because with
+# two the reading stops and starts with that loop's pauses of 0.1 s (measured: 5 times slower).
 AHEAD = 3  # chunks read and waiting for the consumer, beside those in the tasks
 CHUNK_BYTES = 12 << 20  # raw bytes per task; also about the size of a block
 DECODED_BYTES = 32 << 20  # tensors per decoding task

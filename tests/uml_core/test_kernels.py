@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from uml_core.kernels import PRODUCTS, attend, drop
+from uml_core.kernels import PRODUCTS, attend, drop, relu_
 
 
 def reference(qkv, heads, mask, causal):
@@ -76,3 +76,16 @@ def test_dropout_is_a_function_of_the_seed_and_none_of_zero():
 @pytest.mark.parametrize("p", [1e-9, 1 - 1e-9])
 def test_extreme_probabilities_stay_finite(p):
     assert drop(torch.ones(1000), p).isfinite().all()
+
+
+def test_relu_in_place_and_its_gradient_are_pytorchs():
+    x = torch.randn(7, 5, requires_grad=True)
+    weight, onward = torch.randn(5, 4), torch.randn(7, 4)
+
+    def gradient(relu):
+        return torch.autograd.grad(((relu(2 * x) @ weight) * onward).sum(), x)[0]
+
+    assert torch.equal(gradient(relu_), gradient(F.relu))
+    before = 2 * x
+    assert relu_(before).data_ptr() == before.data_ptr()
+    assert bool((before >= 0).all())
