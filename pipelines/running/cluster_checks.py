@@ -15,7 +15,7 @@ from pipelines.running.need import Need
 from pipelines.running.runtime import TRAINER_CPUS, local_cpus
 from pipelines.streams.source import READ_CPUS
 
-STATE_SECONDS, NODE_SECONDS = 5, 20.0
+STATE_SECONDS, NODE_SECONDS = 5, 40.0
 DATA_SHARE = 0.5  # of the object store: what Ray Data takes of it
 PACKAGES = ("torch", "numpy", "pyarrow")  # beside Python and Ray, which Ray itself compares
 

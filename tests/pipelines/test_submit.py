@@ -24,7 +24,8 @@ NOBODY = "http://127.0.0.1:9"  # the discard port: nothing listens
 
 @pytest.fixture(autouse=True)
 def no_address(monkeypatch):
-    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # so that what the code sets is taken back
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
 
