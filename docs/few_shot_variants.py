@@ -1,6 +1,6 @@
 """What was tried to raise UML above images alone on the features of unaligned encoders.
 
-    python docs/few_shot_variants.py path/to/vl-caltech                    # choose, on validation
+    python docs/few_shot_variants.py path/to/vl-caltech --shots 1          # choose, on validation
     python docs/few_shot_variants.py path/to/vl-caltech --confirm NAME ... # fresh seeds, test set
 
 Settings are those of the recipe `caltech`: learning rate from {1e-2, 1e-3}, text weight alpha from
@@ -363,11 +363,12 @@ def main() -> None:
     parser.add_argument("root", type=Path)
     parser.add_argument("--confirm", nargs="+", metavar="NAME", choices=[*VARIANTS])
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=[*VARIANTS])
+    parser.add_argument("--shots", nargs="+", type=int, default=SHOTS, metavar="K")
     args = parser.parse_args()
     held, seeds = ("image-test", FRESH) if args.confirm else ("image-val", SEEDS)
     parts = {part: load(args.root, part) for part in ("image-train", held, "text-train")}
     names = args.confirm or args.only or [*VARIANTS]
-    for shots in SHOTS:
+    for shots in args.shots:
         base = {
             name: run(variant, parts, held, shots, seeds) for name, variant in BASELINES.items()
         }
