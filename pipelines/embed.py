@@ -38,7 +38,12 @@ import numpy as np
 import torch
 
 from pipelines import cli
-from pipelines.predict import add_pool_arguments, check_pool_arguments, keep_request
+from pipelines.predict import (
+    add_pool_arguments,
+    check_pool_arguments,
+    keep_request,
+    wanted_nodes,
+)
 from pipelines.reporting import terminal
 from pipelines.running.actors import Part, Report, parts_of, run_parts
 from pipelines.running.decoded import decoded
@@ -121,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
         quarantine=Quarantine(out / FILE, args.quarantine_budget, modality=modality, rows=samples),
         actors=args.actors,
         device=args.device,
+        nodes=wanted_nodes(args),
     )
     shards = _publish(out, stage, reports, next(iter(splits.values())).classes)
     result = _result(modality, reports, shards, time.monotonic() - began)

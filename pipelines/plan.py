@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
         "bytes_read": sum(found.bytes[n] * taken[n] * size for n in recipe.active),
         "step_seconds": step.total,
         "step_parts": step.parts,
+        "step_validation": step.validation,
         "bottleneck": step.bottleneck,
         "epoch_seconds": step.total * steps_per_epoch,
         "training_seconds": hours * 3600,
@@ -226,7 +227,7 @@ def _tell(plan: dict[str, Any], out: Path) -> None:
         f"{plan['start_seconds']:.0f} s to start",
         "waits for": f"{plan['bottleneck']} ("
         + ", ".join(f"{k} {v * 1e3:.3g} ms" for k, v in plan["step_parts"].items())
-        + ")",
+        + f"; a step's share of a validation {plan['step_validation'] * 1e3:.3g} ms)",
     }
     if plan["cost"] is not None:
         rows["cost"] = f"{plan['cost']:.2f} for the run, {plan['cost_per_epoch']:.4f} per epoch"

@@ -71,6 +71,13 @@ def add_pool_arguments(parser: argparse.ArgumentParser, per_part: int) -> None:
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument(
+        "--nodes",
+        action="append",
+        default=[],
+        metavar="LABEL=VALUE",
+        help="only on a cluster's nodes with this label, e.g. uml-role=data; may be repeated",
+    )
+    parser.add_argument(
         "--batch-size", type=int, metavar="N", help="samples (default: found while it works)"
     )
     parser.add_argument(
@@ -92,7 +99,13 @@ def check_pool_arguments(args: argparse.Namespace) -> list[str]:
     out = [f"{name}: at least 1" for name, n in given.items() if n is not None and n < 1]
     if args.quarantine_budget < 0:
         out.append("--quarantine-budget: at least 0")
+    out += [f"--nodes {text}: write LABEL=VALUE" for text in args.nodes if "=" not in text]
     return out
+
+
+def wanted_nodes(args: argparse.Namespace) -> dict[str, str]:
+    """label -> value of the nodes that --nodes allows."""
+    return dict(text.split("=", 1) for text in args.nodes)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -124,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
         ),
         actors=args.actors,
         device=args.device,
+        nodes=wanted_nodes(args),
     )
     result = _result(model, inputs, reports, time.monotonic() - began)
     write_json(out / "predict.json", result)

@@ -69,23 +69,28 @@ def run_parts(
     quarantine: Quarantine,
     actors: int | None = None,
     device: str = "auto",
+    nodes: Mapping[str, str] | None = None,
 ) -> list[Report]:
     """The reports of all parts, in order; those in `journal` are taken from there.
 
     actors  default: one per GPU, without GPUs one per CPU, as far as memory allows; a few samples
             are done in this process
+    nodes   labels of the nodes that may have actors; none: any node
 
     Raises RunError when a part fails or too many samples are bad; what is done stays done.
     """
+    nodes = nodes or {}
     done = _read(journal)
     left = [part for part in parts if part.number not in done]
     total = sum(part.stop - part.first for part in parts)
     with Progress(title, total, "samples") as progress:
         progress.advance(sum(p.stop - p.first for p in parts if p.number in done))
         if left:
-            here = actors is None and total <= FEW
+            here = actors is None and not nodes and total <= FEW
             with contextlib.nullcontext() if here else ray_session():
-                found = _here(work, left, device) if here else _pool(work, left, actors, device)
+                found = (
+                    _here(work, left, device) if here else _pool(work, left, actors, device, nodes)
+                )
                 for number, report in found:
                     if "error" in report:
                         raise RunError(
@@ -124,26 +129,34 @@ def _here(work: Work, parts: Sequence[Part], device: str) -> Iterator[tuple[int,
 
 
 def _pool(
-    work: Work, parts: Sequence[Part], actors: int | None, device: str
+    work: Work,
+    parts: Sequence[Part],
+    actors: int | None,
+    device: str,
+    nodes: Mapping[str, str],
 ) -> Iterator[tuple[int, Report]]:
     import ray
     from ray.data import ActorPoolStrategy
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if device != "cpu" else 0
+    there = _resources(nodes)
+    gpus = int(there["GPU"]) if device != "cpu" else 0
     if device == "cuda" and not gpus:
-        raise UserError("--device cuda: this Ray has no GPU; use cpu or auto")
-    count = min(len(parts), actors or gpus or cpu_actors(work.weights_bytes))
+        where = "no node with these labels has a GPU" if nodes else "this Ray has no GPU"
+        raise UserError(f"--device cuda: {where}; use cpu or auto")
+    count = min(len(parts), actors or gpus or cpu_actors(work.weights_bytes, there["CPU"]))
     shared = ray.put(work)  # held here, so that actors that restart find it again
     rows = [{"number": p.number, "first": p.first, "stop": p.stop} for p in parts]
     actor: Any = _Actor
+    placed: dict[str, Any] = {"label_selector": dict(nodes)} if nodes else {}
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         actor,
         fn_constructor_args=(shared, access.settings(), "cuda" if gpus else "cpu", count),
         compute=ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=IN_FLIGHT),
         num_cpus=1,
         num_gpus=1 if gpus else None,
+        **placed,
     )
     dataset.context.enable_progress_bars = False
     # Every report is a block of its own, handed over as soon as it is there.
@@ -158,12 +171,26 @@ def _pool(
         ) from error
 
 
-def cpu_actors(weights_bytes: int) -> int:
-    """Actors without GPUs: one per CPU that is not a stream's, as far as memory allows."""
+def _resources(labels: Mapping[str, str]) -> dict[str, float]:
+    """CPUs and GPUs of the nodes with all these labels; raises UserError where there is none."""
     import ray
 
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    there = [node for node in alive if labels.items() <= node["Labels"].items()]
+    if not there:
+        said = ",".join(f"{name}={value}" for name, value in labels.items())
+        raise UserError(
+            f"--nodes {said}: no node of this Ray has these labels; start the nodes that work "
+            f"with ray start --labels={said}, or leave --nodes out"
+        )
+    kinds = ("CPU", "GPU")
+    return {kind: sum(node["Resources"].get(kind, 0.0) for node in there) for kind in kinds}
+
+
+def cpu_actors(weights_bytes: int, cpus: float) -> int:
+    """Actors without GPUs: one per CPU that is not a stream's, as far as memory allows."""
     fitting = int(0.6 * memory_bytes() // (weights_bytes + PROCESS_BYTES))
-    return max(1, min(int(ray.cluster_resources().get("CPU", 2)) - 1, fitting))
+    return max(1, min(int(cpus) - 1, fitting))
 
 
 class _Actor:

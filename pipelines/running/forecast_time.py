@@ -1,8 +1,9 @@
 """How long a run will take: measured here on real batches, carried over to other machines.
 
 A step takes as long as the slowest of what happens side by side: the workers' arithmetic and the
-exchange of gradients, decoding, reading. Arithmetic of CPUs, decoding and the work of the host at
-each step are measured in this process; GPUs and networks are as their makers state them.
+exchange of gradients, decoding, reading. Between steps the workers validate. Arithmetic of CPUs,
+decoding, validation and the work of the host at each step are measured in this process; GPUs and
+networks are as their makers state them.
 """
 
 from __future__ import annotations
@@ -16,19 +17,21 @@ from dataclasses import dataclass
 import torch
 
 from pipelines.running.data import Data, Round, num_classes
-from pipelines.running.feed import CACHE_BYTES, augments
+from pipelines.running.feed import CACHE_BYTES, augments, load_batches
 from pipelines.running.hardware import Gpu
 from pipelines.streams.plan import Plan
 from pipelines.streams.reader import iter_plan
 from pipelines.streams.shards import Index
 from uml_core.arms import build_fit
 from uml_core.cost import batch_flops
+from uml_core.evaluation import classifier_accuracy, probe_accuracy
 from uml_core.loop import Fit
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
 from uml_core.specs import Recipe
 
 SECONDS, FEWEST = 3.0, 5  # of measured steps
+VALIDATIONS = 3
 EXCHANGES = 3  # all-reduces of a step beside the gradients: terms, losses, a look for notices
 CPU_EXCHANGE, GPU_EXCHANGE = 8e-4, 5e-5  # seconds of one small all-reduce: Gloo, NCCL
 
@@ -38,6 +41,7 @@ class Measured:
     """One worker's part of one step, measured on this machine.
 
     compute  seconds of forward, backward and update; host: of the same with a sample per modality
+    validate seconds of one validation, its samples decoded
     decode   modality -> seconds of one core for one sample; bytes: raw, of one sample
     item     modality -> bytes of one decoded sample; tokens: positions of one sample
     flops    modality -> operations of one whole batch
@@ -45,6 +49,7 @@ class Measured:
 
     compute: float
     host: float
+    validate: float
     decode: dict[str, float]
     bytes: dict[str, float]
     item: dict[str, float]
@@ -72,14 +77,16 @@ class Place:
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of one step by what it does; `total` is the largest of them."""
+    """Seconds of an average step: the largest of `parts`, what goes on side by side, and its share
+    of a validation."""
 
     parts: dict[str, float]
+    validation: float = 0.0
 
     @property
     def total(self) -> float:
         """Seconds of the step."""
-        return max(self.parts.values())
+        return max(self.parts.values()) + self.validation
 
     @property
     def bottleneck(self) -> str:
@@ -110,10 +117,11 @@ def measure(recipe: Recipe, data: Data, at: Round, workers: int, cpus: float) ->
         torch.set_num_threads(max(1, int(cpus // workers)))
         compute = _seconds_of_a_step(recipe, data, at, -(-size // workers))
         host = _seconds_of_a_step(recipe, data, at, 1)
+        validate = _seconds_of_a_validation(recipe, data, at, fit, workers)
     finally:
         torch.set_num_threads(threads)
     raw = {name: float(at.train[name].sizes.mean()) for name in recipe.active}
-    return Measured(compute, host, decode, raw, items, tokens, flops)
+    return Measured(compute, host, validate, decode, raw, items, tokens, flops)
 
 
 def step_of(recipe: Recipe, at: Round, found: Measured, parameters: int, place: Place) -> Step:
@@ -146,7 +154,11 @@ def step_of(recipe: Recipe, at: Round, found: Measured, parameters: int, place: 
     parts["decoding"] = busy / max(cores, 1e-9)
     if place.gbit:
         parts["reading"] = reading * 8 / (place.gbit * 1e9)
-    return Step(parts)
+    validation = found.validate
+    if place.gpu is not None and at.probe is None:  # a probe is fitted on the CPU
+        forward = found.flops[recipe.target] / 3 / size * len(at.val)
+        validation = forward / place.workers / peak
+    return Step(parts, validation / recipe.train.validate_every)
 
 
 def decoded_share(index: Index, name: str, recipe: Recipe, found: Measured, place: Place) -> float:
@@ -208,6 +220,27 @@ def _seconds_of_a_step(recipe: Recipe, data: Data, at: Round, rows: int) -> floa
         spent.append(time.perf_counter() - start)
         step += 1
     return _mean_of_the_settled(spent)
+
+
+def _seconds_of_a_validation(
+    recipe: Recipe, data: Data, at: Round, fit: Fit, workers: int
+) -> float:
+    """Median seconds of one of `workers` processes that validate together."""
+    target = recipe.target
+    modality = data.modalities[target]
+    if at.probe is None:
+        evaluate = classifier_accuracy(target, load_batches(at.val, modality, (0, workers)))
+    else:
+        parts = (load_batches(at.probe, modality), load_batches(at.val, modality))
+        evaluate = probe_accuracy(target, *parts, recipe.probe.C)
+    fit.learner.eval()
+    spent = []
+    for _ in range(VALIDATIONS):
+        start = time.perf_counter()
+        with torch.no_grad():
+            evaluate(fit)
+        spent.append(time.perf_counter() - start)
+    return statistics.median(spent)
 
 
 def _mean_of_the_settled(spent: list[float]) -> float:

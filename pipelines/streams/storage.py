@@ -419,8 +419,15 @@ def _arrow_system(scheme: str, found: tuple[tuple[str, str], ...]) -> Any:
         # By itself it tries for 15 minutes where nothing answers.
         return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=10))
     names = dict(found)
-    endpoint = names.get("AWS_ENDPOINT_URL_S3") or names.get("AWS_ENDPOINT_URL")
-    return fs.S3FileSystem(endpoint_override=endpoint) if endpoint else fs.S3FileSystem()
+    wanted = {
+        "endpoint_override": names.get("AWS_ENDPOINT_URL_S3") or names.get("AWS_ENDPOINT_URL"),
+        "region": names.get("AWS_REGION") or names.get("AWS_DEFAULT_REGION"),
+    }
+    # By name, else a copy for another process (Ray Train's controller) goes there without them.
+    keys = dict(zip(("access_key", "secret_key", "session_token"), access.KEYS, strict=True))
+    if all(name in names for name in access.KEYS[:2]):
+        wanted |= {argument: names.get(name) for argument, name in keys.items()}
+    return fs.S3FileSystem(**{name: value for name, value in wanted.items() if value})
 
 
 class _RangeStream(io.RawIOBase):

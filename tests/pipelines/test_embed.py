@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import ray
 from tiny_encoders import bert, vit
 
 from pipelines import cli
@@ -53,6 +54,20 @@ def test_features_on_actors_are_the_encoders_own(ray_cluster, tiny_data, tmp_pat
     assert len(list(out.glob("image-train-*.tar"))) == 4
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
     assert cli.main(["verify", str(out), "--out", str(tmp_path / "verified")]) == 0
+
+
+@pytest.mark.ray
+def test_nodes_are_named_by_their_labels(ray_cluster, tiny_data, tmp_path, capsys):
+    folder, out = vit(tmp_path / "vit"), tmp_path / "out"
+    assert embed(tiny_data, out, folder, "image", "--nodes", "uml-role=nowhere") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no node of this Ray has these labels" in said and "--labels=uml-role=nowhere" in said
+    assert embed(tiny_data, out, folder, "image", "--resume", "--nodes", "data") == 2
+    assert "write LABEL=VALUE" in " ".join(capsys.readouterr().err.split())
+    [node] = ray.nodes()
+    there = f"ray.io/node-id={node['Labels']['ray.io/node-id']}"
+    assert embed(tiny_data, out, folder, "image", "--resume", "--nodes", there) == 0
+    assert len(load_index("image-train-*.tar", str(out), "vector").keys) == 48
 
 
 def test_series_of_texts_in_half_precision(tiny_data, tmp_path):

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from hosts import BIN, DASHBOARD, PORT, ROOT, Host, Hosts, cluster, why_not
 from runs import consumed, planned, step_of, wait_until
+from tiny_encoders import vit
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -139,6 +140,20 @@ def test_a_job_trains_on_two_nodes_and_reads_on_the_third(net, fault_recipe):
     assert "test accuracy of image" in submit(hosts, head, "logs", "first").stdout
     shown = json.dumps(hosts.get(head, "/api/jobs/"))
     assert "sesame-open" not in shown + said and "MY_SECRET" not in shown
+
+
+def test_an_encoder_runs_on_the_nodes_that_are_named(net, tiny_data):
+    hosts, head = net
+    encoder, out = vit(hosts.folder / "vit"), hosts.folder / "features"
+    argv = ["embed", str(tiny_data), "--modality", "image", "--encoder", str(encoder)]
+    argv += ["--actors", "2", "--nodes", "uml-role=train", "--per-part", "10", "--out", str(out)]
+    done = submit(hosts, head, *argv)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr
+    places = {node["node_id"]: node["node_ip"] for node in hosts.ask(head, "/api/v0/nodes")}
+    found = hosts.ask(head, "/api/v0/actors?detail=true&limit=10000")
+    made = {places[a["node_id"]] for a in found if "_Actor" in a["class_name"] and a["node_id"]}
+    assert made and made <= {hosts.hosts[n].address for n in WORKERS}
+    assert list(out.glob("image-test-*.tar"))
 
 
 def test_a_failed_job_hands_its_exit_code_back_and_a_stopped_one_ends(net, fault_recipe):

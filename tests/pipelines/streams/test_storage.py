@@ -1,4 +1,5 @@
 import http.server
+import pickle
 import re
 import threading
 import time
@@ -194,3 +195,20 @@ def test_patterns(tmp_path, serve):
             storage.expand(pattern, str(tmp_path))
     with pytest.raises(UserError, match="no shard is named"):
         storage.expand([])
+
+
+def test_a_store_travels_with_its_keys(monkeypatch):
+    """To Ray Train's controller, say, whose environment is that of its node."""
+    named = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "sesame"}
+    places = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_DEFAULT_REGION": "eu-west-3"}
+    monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
+    for name, value in (named | places).items():
+        monkeypatch.setenv(name, value)
+    system, path = storage.filesystem("s3://bucket/kept")
+    sent = pickle.dumps(system)
+    for name in named | places:
+        monkeypatch.delenv(name)
+    _, (arguments,) = pickle.loads(sent).__reduce__()
+    assert path == "bucket/kept" and arguments["region"] == "eu-west-3"
+    assert (arguments["access_key"], arguments["secret_key"]) == ("id", "sesame")
+    assert arguments["endpoint_override"] == "http://127.0.0.1:9"
