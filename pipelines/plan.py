@@ -4,10 +4,11 @@
     uml plan shapes --cluster cluster/aws.yaml train.device=cuda train.workers=4 \\
         --price head=0.23 --price data=0.15 --price train=0.40
 
-Speed of CPUs, decoding and the host's work at each step are measured here on the recipe's own data.
-GPUs and networks are taken as their makers state them (pipelines/running/hardware.py), GPUs at the
-share of their peak that --utilisation says. Prices are yours, per node and hour, one for each node
-type of the cluster's file. Writes plan.json into --out.
+For this machine it is a short run of the recipe that says how long a step takes. For a cluster that
+is not there yet it is a sum of parts: speed of CPUs, decoding and the host's work at each step are
+measured here on the recipe's own data; GPUs and networks are taken as their makers state them
+(pipelines/running/hardware.py), GPUs at the share of their peak that --utilisation says. Prices are
+yours, per node and hour, one for each node type of the cluster's file. Writes plan.json into --out.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,13 @@ from pipelines.running.data import make_round, open_data, resolved, rounds_of, w
 from pipelines.running.forecast_time import Place
 from pipelines.running.hardware import MACHINES, gpu_named
 from pipelines.running.need import count_parameters, worker_memory
+from pipelines.running.rehearsal import rehearse
 from uml_core.errors import UserError, near
 from uml_core.specs import Recipe
 from uml_core.typed import MAX_TEXT, read_yaml
 
 TAKES_RECIPE = True
-START_SECONDS = 25.0  # Ray, worker group and first batch; measured on two cores
+AROUND_SECONDS = 45.0  # what a run takes beside its steps; measured on two cores
 MIB = 1 << 20
 
 
@@ -77,8 +80,15 @@ def run(args: argparse.Namespace) -> int:
     step = forecast_time.step_of(recipe, at, found, parameters, place)
     schedule, size = recipe.schedule(), recipe.train.batch_size
     taken = schedule.consumed(schedule.total)
+    out.mkdir(parents=True, exist_ok=True)
+    short = None
+    if not nodes:
+        terminal.note("A short run of it ...")
+        short = rehearse(recipe, step.total, step.validation * recipe.train.validate_every, out)
+    seconds = short.step if short else step.total
+    around = short.around if short else AROUND_SECONDS
     steps_per_epoch = max(1.0, len(at.train[recipe.target]) / size)
-    hours = step.total * schedule.total / 3600
+    hours = seconds * schedule.total / 3600
     cost = _cost(used, prices, 1.0)
     plan: dict[str, Any] = {
         "recipe": recipe.name,
@@ -92,18 +102,18 @@ def run(args: argparse.Namespace) -> int:
         "parameters": parameters,
         "memory_per_worker": worker_memory(recipe, data, parameters),
         "bytes_read": sum(found.bytes[n] * taken[n] * size for n in recipe.active),
-        "step_seconds": step.total,
+        "step_seconds": seconds,
+        "short_run": None if short is None else asdict(short),
         "step_parts": step.parts,
         "step_validation": step.validation,
         "bottleneck": step.bottleneck,
-        "epoch_seconds": step.total * steps_per_epoch,
+        "epoch_seconds": seconds * steps_per_epoch,
         "training_seconds": hours * 3600,
-        "start_seconds": START_SECONDS,
-        "cost_per_epoch": None if cost is None else cost * step.total * steps_per_epoch / 3600,
-        "cost": None if cost is None else cost * (hours + START_SECONDS / 3600),
+        "around_seconds": around,
+        "cost_per_epoch": None if cost is None else cost * seconds * steps_per_epoch / 3600,
+        "cost": None if cost is None else cost * (hours + around / 3600),
         "assumptions": _assumptions(place, args, here),
     }
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "plan.json", plan)
     if args.json:
         print(json.dumps(plan))
@@ -219,12 +229,13 @@ def _tell(plan: dict[str, Any], out: Path) -> None:
         "parameters": f"{plan['parameters']:,}",
         "memory": f"about {plan['memory_per_worker'] // MIB} MiB per worker",
         "read": f"{plan['bytes_read'] / MIB:,.0f} MiB",
-        "a step": f"{plan['step_seconds'] * 1e3:.3g} ms",
+        "a step": f"{plan['step_seconds'] * 1e3:.3g} ms"
+        + (f", in a run of {short['steps']}" if (short := plan["short_run"]) else ""),
         "an epoch": terminal.clock(plan["epoch_seconds"])
         if plan["epoch_seconds"] >= 60
         else f"{plan['epoch_seconds']:.2f} s",
         "the run": f"{terminal.clock(plan['training_seconds'])} of training, "
-        f"{plan['start_seconds']:.0f} s to start",
+        f"{terminal.clock(plan['around_seconds'])} to start, to test and to report",
         "waits for": f"{plan['bottleneck']} ("
         + ", ".join(f"{k} {v * 1e3:.3g} ms" for k, v in plan["step_parts"].items())
         + f"; a step's share of a validation {plan['step_validation'] * 1e3:.3g} ms)",
