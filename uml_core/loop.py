@@ -130,6 +130,9 @@ class Fit:
     def __post_init__(self) -> None:
         self.device = next(self.learner.parameters()).device
         if self.spec.compile and self.learner.trunk is not None:
+            # Gradients per modality (`note_gradients`) go back through one graph several times;
+            # buffers that were given away to save memory would be missing the second time.
+            torch._functorch.config.donated_buffer = False
             self.learner.trunk.compile(dynamic=True)
         frozen = self.learner.spec.trunk_frozen
         self.learner.freeze_trunk(frozen is True)

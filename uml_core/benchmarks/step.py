@@ -9,6 +9,7 @@ utilisation of a ViT-B-sized trunk in bf16. Prints one JSON object.
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import sys
 import time
@@ -37,6 +38,8 @@ CASES = {
 LARGE = Case("vit_b", VIT_B, {"x": 768, "y": 768}, batch=128, length=196, classes=1000)
 STEPS = {"cpu": {"a": 4, "b": 20}, "cuda": {"a": 50, "b": 100}}
 SPEC = TrainSpec(steps=10**6, lr=1e-4, lr_schedule="constant", lr_warmup=0, gradients_every=0)
+COMPILED = replace(SPEC, compile=True)
+NAMES = ("a", "b", "b_compiled", "gpu_a", "gpu_b")
 # Dense bf16 operations per second, by the vendor's data sheets.
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L4": 121e12, "L40S": 362e12}
 
@@ -46,7 +49,7 @@ Step = Callable[[], object]
 def measure(repeats: int = 5, say: Callable[[str], None] = print) -> dict[str, Any]:
     """Ratios of medians, ours over plain, with every time beside; None where there is no GPU.
 
-    step_vs_plain   a, b on the CPU; gpu_a, gpu_b
+    step_vs_plain   a, b on the CPU; b_compiled: with train.compile=true; gpu_a, gpu_b
     mfu             share of the GPU's peak that a ViT-B-sized trunk reaches in bf16
     repeats         name -> {ours, plain}: seconds per step
     """
@@ -57,6 +60,9 @@ def measure(repeats: int = 5, say: Callable[[str], None] = print) -> dict[str, A
         for name, case in CASES.items():
             say(f"step {name} on the CPU")
             times[name] = compare(case, torch.device("cpu"), repeats)
+            if name == "b" and shutil.which("g++"):  # without it torch.compile has no back end
+                say("step b on the CPU, train.compile=true")
+                times["b_compiled"] = compare(case, torch.device("cpu"), repeats, COMPILED)
             if torch.cuda.is_available():
                 say(f"step {name} on the GPU")
                 times[f"gpu_{name}"] = compare(case, torch.device("cuda"), repeats)
@@ -67,15 +73,17 @@ def measure(repeats: int = 5, say: Callable[[str], None] = print) -> dict[str, A
         for name, of in times.items()
     }
     return {
-        "step_vs_plain": {n: ratios.get(n) for n in ("a", "b", "gpu_a", "gpu_b")},
+        "step_vs_plain": {n: ratios.get(n) for n in NAMES},
         "mfu": utilisation(repeats, say),
         "repeats": times,
     }
 
 
-def compare(case: Case, device: torch.device, repeats: int) -> dict[str, list[float]]:
+def compare(
+    case: Case, device: torch.device, repeats: int, spec: TrainSpec = SPEC
+) -> dict[str, list[float]]:
     """Seconds per step of ours and of the plain script, taken in turn after a warm-up."""
-    ours, plain = steps_of(case, device)
+    ours, plain = steps_of(case, device, spec)
     count = STEPS[device.type][case.name]
     found: dict[str, list[float]] = {"ours": [], "plain": []}
     for number in range(repeats + 1):
@@ -86,9 +94,9 @@ def compare(case: Case, device: torch.device, repeats: int) -> dict[str, list[fl
     return found
 
 
-def steps_of(case: Case, device: torch.device) -> tuple[Step, Step]:
+def steps_of(case: Case, device: torch.device, spec: TrainSpec = SPEC) -> tuple[Step, Step]:
     """(our step, the plain step) on equal weights and the same batches."""
-    fit = fit_of(case, device)
+    fit = fit_of(case, device, spec)
     plain = Plain(case).to(device)
     plain.copy_from(fit.learner)
     optimizer = torch.optim.AdamW(plain.parameters(), SPEC.lr, weight_decay=SPEC.weight_decay)
@@ -125,7 +133,7 @@ def utilisation(
         return None
     say("ViT-B-sized trunk on the GPU")
     device = torch.device("cuda")
-    fit = fit_of(case, device, spec or replace(SPEC, precision="bf16", compile=True))
+    fit = fit_of(case, device, spec or replace(COMPILED, precision="bf16"))
     batches = case.batches(device)
     flops = sum(batch_flops(fit_of(case, device).learner, batches).values())
     numbered = {name: [(0, batch)] for name, batch in batches.items()}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -44,7 +45,9 @@ def test_both_sides_do_the_same_arithmetic(name):
 
 def test_the_suite_measures_every_case(monkeypatch):
     monkeypatch.setattr(step, "STEPS", {"cpu": {"a": 1, "b": 1}, "cuda": {"a": 1, "b": 1}})
+    monkeypatch.setattr(step.shutil, "which", lambda name: None)  # compiling takes a minute
     found = step.measure(1, lambda text: None)
+    assert found["step_vs_plain"]["b_compiled"] is None
     ratios = found["step_vs_plain"]
     assert ratios["a"] > 0 and ratios["b"] > 0
     for name in ("a", "b"):
@@ -52,6 +55,23 @@ def test_the_suite_measures_every_case(monkeypatch):
         assert ratios[name] == times["ours"][0] / times["plain"][0]
     if not torch.cuda.is_available():
         assert ratios["gpu_a"] is ratios["gpu_b"] is found["mfu"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.timeout(600)
+def test_a_compiled_step_does_the_same_arithmetic():
+    case, device = step.CASES["b"], torch.device("cpu")
+    eager, compiled = step.fit_of(case, device), step.fit_of(case, device, step.COMPILED)
+    batches = {name: [(0, batch)] for name, batch in case.batches(device).items()}
+    for number in range(3):
+        eager.step(batches, number)
+        compiled.step(batches, number)
+    losses = compiled.losses()
+    assert eager.losses() == pytest.approx(losses, rel=1e-4)
+    weights = compiled.learner.state_dict()
+    for key, value in eager.learner.state_dict().items():
+        torch.testing.assert_close(weights[key], value, rtol=1e-3, atol=2e-5)
 
 
 def test_steps_learn():
