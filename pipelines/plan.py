@@ -216,6 +216,7 @@ def _assumptions(place: Place, args: argparse.Namespace, here: int) -> list[str]
         said.append(f"{place.gbit:g} Gbit/s per node, all of them for this run")
     if args.cluster:
         said.append("all data nodes that the cluster's file allows are there and paid for")
+        said.append("neither Ray nor processes on one node slow training down: a lower bound")
     return said
 
 
