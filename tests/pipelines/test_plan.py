@@ -29,14 +29,20 @@ def plan(write_recipe, tiny_recipe, tmp_path, capsys):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_counts_on_this_machine(plan, tiny_data, tmp_path):
+def test_a_short_run_says_what_a_step_takes_here(plan, tmp_path):
     made = plan()
     short = made["short_run"]
     assert short["steps"] == 12 and short["around"] > 1  # so few steps: it is the whole run
     assert made["step_seconds"] == short["step"] > made["step_validation"] > 0
     assert made["around_seconds"] == short["around"]
+    assert made["cost"] is None and made["nodes"] == {}
     assert not list(tmp_path.rglob("rehearsal"))
+
+
+def test_counts(plan, tiny_data):
+    made = plan("--cluster", AWS)
     assert (made["steps"], made["workers"]) == (12, 2)
     assert made["steps_per_epoch"] == pytest.approx(12 / 8)  # 4 shots of 3 classes, batch 8
     sizes = {
@@ -48,7 +54,6 @@ def test_counts_on_this_machine(plan, tiny_data, tmp_path):
     assert made["flops"] > 0 and made["tokens"] > 12 * 8 * 2
     assert made["step_parts"][made["bottleneck"]] == max(made["step_parts"].values())
     assert made["epoch_seconds"] == pytest.approx(made["step_seconds"] * 1.5)
-    assert made["cost"] is None and made["nodes"] == {}
 
 
 def _samples(folder: Path, name: str) -> list[dict]:
