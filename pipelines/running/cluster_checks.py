@@ -85,12 +85,14 @@ def _dashboard_trouble() -> str | None:
     from ray.util.state import list_nodes
 
     try:
-        # Without the address it looks for a Ray by itself, and may find the one of somebody else.
-        address = ray.get_runtime_context().gcs_address
-        list_nodes(address, limit=1, timeout=STATE_SECONDS)
+        # Without the address it looks for a Ray by itself; with it, still at Ray's usual port where
+        # this one has no dashboard. Either may be the Ray of somebody else.
+        context = ray.get_runtime_context()
+        ours: Any = [("node_id", "=", context.get_node_id())]
+        found = list_nodes(context.gcs_address, filters=ours, timeout=STATE_SECONDS)
     except Exception as error:  # connection errors of several libraries
         return " ".join(str(error).split())[:120] or type(error).__name__
-    return None
+    return None if found else "another Ray's answers in its place"
 
 
 def _node_facts(nodes: Sequence[str], paths: Sequence[str]) -> list[dict[str, Any]]:
