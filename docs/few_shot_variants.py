@@ -35,7 +35,7 @@ from pipelines.streams.quarantine import Quarantine
 from uml_core.arms import build_fit
 from uml_core.controls import derangement
 from uml_core.evaluation import classifier_accuracy
-from uml_core.heads import Rows, train_heads
+from uml_core.heads.stacked import Rows, train_heads
 from uml_core.learner import UnpairedLearner
 from uml_core.loop import Fit
 from uml_core.modalities.base import Batch

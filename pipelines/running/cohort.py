@@ -3,8 +3,9 @@
 A *round* is one (shots, seed). In every round the workers share the fits (`parallel: fits`), or
 all work on every fit with its data split over them (`parallel: data`, for models too large for
 one worker). Heads over ready-made features train in memory, all rounds of one number of shots at
-once (uml_core/heads.py). After each such turn its outcomes and best weights go into a checkpoint,
-so a group that is restarted, also with another number of workers, continues with the next one.
+once (uml_core/heads/stacked.py). After each such turn its outcomes and best weights go into a
+checkpoint, so a group that is restarted, also with another number of workers, continues with the
+next one.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from uml_core.arms import UNIMODAL, build_fit
 from uml_core.comparison import Outcome, Unit, choose, share, units_of
 from uml_core.errors import RunError
 from uml_core.evaluation import Evaluate, classifier_accuracy, probe_accuracy, probe_test_accuracy
-from uml_core.heads import batchable, train_heads
+from uml_core.heads.stacked import batchable, train_heads
 from uml_core.loop import DataParallel, Fit, OneProcess, World, accuracy, train
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch

@@ -24,7 +24,7 @@ from pipelines.streams.reader import iter_plan
 from pipelines.streams.shards import Index
 from pipelines.streams.source import Place
 from uml_core.errors import RunError
-from uml_core.heads import Rows
+from uml_core.heads.stacked import Rows
 from uml_core.modalities import Modality
 
 MEMORY_BYTES = 2 << 30  # features that a worker holds; larger sets are streamed

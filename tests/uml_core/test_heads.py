@@ -4,12 +4,12 @@ import pytest
 import torch
 from recipes import changed
 
-from uml_core import heads
 from uml_core.arms import applicable, build_fit
 from uml_core.comparison import units_of
 from uml_core.errors import RunError
 from uml_core.evaluation import classifier_accuracy
-from uml_core.heads import Rows, batchable, train_heads
+from uml_core.heads import stacked as heads
+from uml_core.heads.stacked import Rows, batchable, train_heads
 from uml_core.loop import train
 from uml_core.modalities.base import Batch
 

@@ -1,0 +1,1 @@
+"""Methods over frozen features: many fits at once, closed forms."""
