@@ -2,28 +2,31 @@
 
 Exit codes: 0 done, 2 the user's input is wrong (every problem listed, nothing written),
 1 the run failed (what was lost, where the last checkpoint is), 130 interrupted.
+
+A person who asks what there is gets the answer at once: PyTorch, Ray and MLflow take seconds and
+nearly a gigabyte to import, so nothing that imports them is imported before a verb needs it.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
-import inspect
-import re
 import sys
 import textwrap
 from collections.abc import Sequence
 from datetime import datetime
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from pipelines.files import disk_full
-from pipelines.reporting import terminal
-from uml_core import recipe, specs
 from uml_core.errors import RunError, UserError, near
-from uml_core.modalities import KINDS
+
+if TYPE_CHECKING:
+    from dataclasses import Field
+
+    from uml_core.specs import Recipe
 
 VERBS = {
     "prepare": "a source (world, folders, CSV) -> shards and index",
@@ -44,6 +47,7 @@ VERBS = {
 }
 
 PAPER = "paper"  # folder of recipes
+DISTRIBUTION = "unpaired-multimodal-learner"
 RUNTIME_ENV = "runtime_resources"  # where Ray unpacks what a submitted job brings along
 
 
@@ -52,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        print(version())
         return 0
     verb, *rest = argv
     try:
@@ -63,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return int(module.run(module.parse(made, rest)))
         return int(module.run(made.parse_intermixed_args(rest)))
     except UserError as error:
+        from pipelines.reporting import terminal
+
         terminal.print_errors(error.problems)
         return 2
     except RunError as error:
@@ -90,22 +99,40 @@ def usage() -> str:
         f"{verbs}\n\nRECIPE is a file or a packaged recipe: {', '.join(packaged())}.\n\n"
         f"Experiments of the paper; `uml compare NAME --dry-run` says where the data comes from:\n"
         f"{textwrap.fill(', '.join(of_the_paper()), 78, break_on_hyphens=False)}.\n\n"
-        "`uml VERB --help` shows an example."
+        "`uml VERB --help` shows an example; `uml --version` says which release this is."
     )
+
+
+def version() -> str:
+    """What `uml --version` prints: the name and, where the package is installed, its version."""
+    try:
+        return f"uml {metadata.version(DISTRIBUTION)}"
+    except metadata.PackageNotFoundError:  # the code alone, as a submitted job brings it along
+        return "uml (not installed: run from its source)"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Lists the fields of a recipe, which are costly to know, only where help is shown."""
+
+    takes_fields = False
+
+    def format_help(self) -> str:
+        if self.takes_fields:
+            self.epilog = recipe_fields()
+        return super().format_help()
 
 
 def parser(verb: str, module: ModuleType) -> argparse.ArgumentParser:
     """The argument parser of a verb: its own arguments and the common ones."""
-    out = argparse.ArgumentParser(
+    out = _Parser(
         prog=f"uml {verb}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    if getattr(module, "TAKES_FIELDS", False):
-        out.epilog = recipe_fields()
-    if getattr(module, "TAKES_RECIPE", False):
-        out.epilog = recipe_fields()
+    takes_recipe = getattr(module, "TAKES_RECIPE", False)
+    out.takes_fields = takes_recipe or getattr(module, "TAKES_FIELDS", False)
+    if takes_recipe:
         out.add_argument("recipe", help="a recipe file or the name of a packaged recipe")
         out.add_argument("overrides", nargs="*", help="fields to change, e.g. train.lr=1e-3")
     out.add_argument("--out", help="results folder (default: runs/<name>/<timestamp>)")
@@ -117,6 +144,13 @@ def parser(verb: str, module: ModuleType) -> argparse.ArgumentParser:
 
 def recipe_fields() -> str:
     """Every field of a recipe with its default and meaning, for `--help`."""
+    import dataclasses
+    import inspect
+    import re
+
+    from uml_core import specs
+    from uml_core.modalities import KINDS
+
     groups: dict[str, type] = {
         "": specs.Recipe,
         "modalities.NAME.": specs.ModalitySpec,
@@ -148,16 +182,20 @@ def recipe_fields() -> str:
     return "\n".join(lines)
 
 
-def _field_line(prefix: str, field: dataclasses.Field, meaning: str) -> str:
+def _field_line(prefix: str, field: Field, meaning: str) -> str:
+    from dataclasses import MISSING
+
     default = ""
-    if field.default is not dataclasses.MISSING:
+    if field.default is not MISSING:
         default = f" = {'null' if field.default is None else field.default}"
     text = f"{prefix}{field.name}{default}" + (f"  {meaning}" if meaning else "")
     return textwrap.fill(text, 80, initial_indent="  ", subsequent_indent="      ")
 
 
-def load_recipe(args: argparse.Namespace) -> specs.Recipe:
+def load_recipe(args: argparse.Namespace) -> Recipe:
     """The recipe that the arguments name, with their overrides."""
+    from uml_core import recipe
+
     path = Path(args.recipe)
     base = None
     if path.suffix not in (".yaml", ".yml"):

@@ -14,9 +14,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 import yaml
+from budget import Budget
 from PIL import Image
 
 from pipelines.streams.shards import Sample, write_classes, write_shards
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Durations are summed, and too long ones fail the run."""
+    config.pluginmanager.register(Budget(), "uml-budget")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """What a person sees in the terminal: answers, progress, notes and errors.
 
 Answers go to stdout; everything else goes to stderr, so that ``--json`` stays readable by
-programs. Without a terminal there is neither colour nor a moving bar.
+programs. Without a terminal there is neither colour nor a moving bar. Errors and notes come at
+once: sentences and statistics of an answer are imported where there is an answer.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich import box
 from rich.console import Console
@@ -27,8 +28,8 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.reporting import answer
-from uml_core.statistics import mean_interval
+if TYPE_CHECKING:
+    from pipelines.reporting import answer
 
 WIDTH = 80
 ACROSS = 5  # numbers of shots that fit beside each other
@@ -79,6 +80,8 @@ def table(
 
 def print_answer(compare: answer.Compare, stream: TextIO | None = None) -> None:
     """The arms of a comparison, its gains, and the answer in one sentence."""
+    from pipelines.reporting import answer
+
     out = console(stream)
     entries = answer.results(compare)
     out.print()
@@ -100,6 +103,8 @@ def print_answer(compare: answer.Compare, stream: TextIO | None = None) -> None:
 
 def _print_by_shots(out: Console, entries: Sequence[answer.Compare]) -> None:
     """Accuracies and differences of several numbers of shots, side by side."""
+    from pipelines.reporting import answer
+
     for title, columns, rows in answer.by_shots(entries):
         out.print()
         out.print(Text(title))
@@ -124,6 +129,9 @@ def _print_exchange(out: Console, found: Mapping[str, Any]) -> None:
 
 
 def _arm_rows(entry: answer.Compare) -> list[list[str | Text]]:
+    from pipelines.reporting import answer
+    from uml_core.statistics import mean_interval
+
     rows: list[list[str | Text]] = []
     for arm, facts in entry["arms"].items():
         found = mean_interval(facts["test_accuracy"])
@@ -143,6 +151,8 @@ def _arm_rows(entry: answer.Compare) -> list[list[str | Text]]:
 
 
 def _gain_rows(entry: answer.Compare) -> list[list[str | Text]]:
+    from pipelines.reporting import answer
+
     rows: list[list[str | Text]] = []
     for key, gain in answer.gains(entry).items():
         ends = "none" if gain.ci95 is None else " to ".join(map(answer.number, gain.ci95))
