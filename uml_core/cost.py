@@ -2,19 +2,37 @@
 
 Operations are those of one real forward and backward pass per modality (torch's flop counter:
 matrix products, convolutions, attention; a multiplication and its addition are two), times the
-batches that the schedule takes. Optimiser and validation are left out: they are the same for all.
+batches that the schedule takes. Attention counts as its products whatever kernel computes it: two
+forward, four backward, without what a kernel does twice to save memory. Optimiser and validation
+are left out: they are the same for all.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from uml_core.learner import UnpairedLearner
 from uml_core.modalities.base import Batch
 from uml_core.specs import Recipe
+
+# PyTorch's fused attention. Its own counter does not know the kernel for CPUs, and counts for the
+# others a product that they repeat.
+ATTENTION = tuple(
+    f"_scaled_dot_product_{kernel}"
+    for kernel in (
+        "flash_attention_for_cpu",
+        "flash_attention",
+        "efficient_attention",
+        "cudnn_attention",
+        "fused_attention_overrideable",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -35,12 +53,34 @@ def batch_flops(learner: UnpairedLearner, batches: Mapping[str, Batch]) -> dict[
     """Modality -> operations of one forward and backward pass of its batch."""
     out = {}
     for name, batch in batches.items():
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=_attention()) as counter:
             sums, _ = learner([(name, batch)])
             sums.sum().backward()
         out[name] = float(counter.get_total_flops())
     learner.zero_grad(set_to_none=True)
     return out
+
+
+def _attention() -> dict[Any, Any]:
+    """Kernel of attention -> what it counts, for FlopCounterMode."""
+    aten = torch.ops.aten
+    kernels = [name for name in ATTENTION if hasattr(aten, name)]
+    forward = {getattr(aten, name): _attention_forward for name in kernels}
+    backward = {getattr(aten, f"{name}_backward"): _attention_backward for name in kernels}
+    return forward | backward
+
+
+Shape = tuple[int, ...]  # (B, H, T, d)
+
+
+def _attention_forward(q: Shape, k: Shape, v: Shape, *_: Any, **__: Any) -> int:
+    """q k' and weights v."""
+    return 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+
+
+def _attention_backward(_gradient: Shape, q: Shape, k: Shape, v: Shape, *_: Any, **__: Any) -> int:
+    """The gradients of both factors of either product."""
+    return 2 * _attention_forward(q, k, v)
 
 
 def cost(recipe: Recipe, flops: Mapping[str, float]) -> Cost:

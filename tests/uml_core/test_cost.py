@@ -8,8 +8,10 @@ import torch
 from uml_core import recipe
 from uml_core.cost import batch_flops, cost, with_flops, with_samples, with_steps
 from uml_core.learner import UnpairedLearner
+from uml_core.modalities import KINDS
 from uml_core.modalities.base import Batch
 from uml_core.recipe import override
+from uml_core.specs import ModelSpec
 
 FLOPS = {"image": 100.0, "text": 10.0, "wave": 40.0}
 
@@ -45,6 +47,35 @@ def test_operations_of_a_linear_model_are_what_arithmetic_says():
     head_backward = 2 * (2 * 4 * 8 * 3)
     assert batch_flops(learner, {"v": batch})["v"] == forward + stem_backward + head_backward
     assert all(p.grad is None for p in learner.parameters())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [15, 20, 32, 64])
+def test_attention_counts_alike_whatever_kernel_computes_it(length, causal):
+    """Two products forward and four backward, each 2 T T D; the linear maps beside are counted."""
+    B, T, D = 3, length, 8
+    spec = ModelSpec(width=D, depth=1, heads=2, ff=16)
+    modality = KINDS["sequence"](KINDS["sequence"].Options(dim=5, stem="frames"))
+    learner = UnpairedLearner({"s": modality}, spec, num_classes=None if causal else 3)
+    found = batch_flops(learner, {"s": Batch(torch.randn(B, T, 5), torch.tensor([0, 1, 2]))})
+    stem = 2 * B * T * 5 * D
+    block = 2 * B * T * D * (3 * D + D + 2 * 16)
+    head = 2 * B * T * D * 5 if causal else 2 * B * D * 3
+    attention = 2 * (2 * B * T * T * D)
+    linear = 2 * stem + 3 * block + 3 * head  # the stem's input needs no gradient
+    assert found["s"] == linear + 3 * attention
+
+
+def test_masked_attention_counts_alike():
+    spec = ModelSpec(width=8, depth=1, heads=2)
+    learner = UnpairedLearner(
+        {"s": KINDS["sequence"](KINDS["sequence"].Options(dim=5))}, spec, num_classes=3
+    )
+    x, y = torch.randn(2, 40, 5), torch.tensor([0, 1])
+    mask = torch.arange(40) < torch.tensor([[40], [7]])
+    assert batch_flops(learner, {"s": Batch(x, y, mask)}) == batch_flops(
+        learner, {"s": Batch(x, y)}
+    )
 
 
 def test_cost_counts_the_batches_of_the_schedule(plain):

@@ -88,6 +88,17 @@ class Encoder(ABC):
 
         Independent of the other items.
         """
+        places: dict[Hashable, list[int]] = {}
+        for place, item in enumerate(items):
+            places.setdefault(self.alike(item), []).append(place)
+        found: dict[int, Tensor] = {}
+        for members in places.values():
+            rows = self._encode([items[place] for place in members])
+            found.update(zip(members, rows, strict=True))
+        return [found[place] for place in range(len(items))]
+
+    def _encode(self, items: Sequence[Any]) -> list[Tensor]:
+        """`encode` of items that may share a batch."""
         precise: Any = contextlib.nullcontext()
         if self.wanted.bf16:
             precise = torch.autocast(self.device.type, dtype=torch.bfloat16)

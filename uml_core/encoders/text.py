@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +13,9 @@ from uml_core.errors import UserError
 from uml_core.modalities.base import BadSample
 
 MOST_TOKENS = 2048  # of a text, where neither tokeniser nor model says less
+PADDED = ("siglip", "siglip2")  # their text towers read the last position, padding or not
+# No mask keeps these from the padding: Fourier transforms and blocks run over all positions.
+BLIND_TO_MASKS = ("fnet", "big_bird", "reformer", "funnel")
 
 
 class TransformersText(TextEncoder):
@@ -35,6 +38,7 @@ class TransformersText(TextEncoder):
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.tokenizer.padding_side = "right"
         self.most = _most(self.tokenizer, model.config)
+        self.padded = model.config.model_type in PADDED
         if wanted.pooling == "auto":
             self.pooling = "projection" if self.towers else _usual(model.config)
         elif wanted.pooling == "pooler":
@@ -49,14 +53,31 @@ class TransformersText(TextEncoder):
             raise BadSample("the text has no token")
         return found
 
-    def _features(self, items: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        batch = self.tokenizer.pad({"input_ids": list(items)}, return_tensors="pt")
+    def alike(self, item: list[int]) -> Hashable:
+        """Texts of one length, where the model would look at the padding."""
+        return len(item) if self._any.config.model_type in BLIND_TO_MASKS else None
+
+    def _features(self, items: Sequence[list[int]]) -> tuple[Tensor, Tensor | None]:
+        to_most: dict[str, Any] = {}
+        if self.padded:
+            to_most = {"padding": "max_length", "max_length": self.most}
+        batch = self.tokenizer.pad({"input_ids": list(items)}, return_tensors="pt", **to_most)
         x, mask = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
         network = self._any
+        if self.padded:
+            return self._of_padded(x, mask)
         if self.pooling == "projection" and self.wanted.output == "pooled":
             return pooler_of(network.get_text_features(input_ids=x, attention_mask=mask)), mask
         tower = network.text_model if self.towers else network
-        hidden = tower(input_ids=x, attention_mask=mask).last_hidden_state
+        seen = {} if self.alike(items[0]) else {"attention_mask": mask}
+        hidden = tower(input_ids=x, **seen).last_hidden_state
+        return self._reduced(hidden, mask), mask
+
+    def _of_padded(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of a tower that was trained on texts padded to one length, without a mask."""
+        if self.pooling == "projection" and self.wanted.output == "pooled":
+            return pooler_of(self._any.get_text_features(input_ids=x)), None
+        hidden = self._any.text_model(input_ids=x).last_hidden_state
         return self._reduced(hidden, mask), mask
 
 
@@ -102,7 +123,7 @@ def _most(tokenizer: Any, config: Any) -> int:
     text = getattr(config, "text_config", config)
     table = getattr(text, "max_position_embeddings", None) or MOST_TOKENS
     if getattr(text, "model_type", "") in ("roberta", "xlm-roberta", "camembert"):
-        table -= 2  # their positions start behind the padding's
+        table -= text.pad_token_id + 1  # their positions start behind the padding's
     return int(min(tokenizer.model_max_length, table, MOST_TOKENS))
 
 

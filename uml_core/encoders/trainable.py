@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from uml_core.encoders.base import Wanted
 from uml_core.encoders.opening import Located, check_package, locate, no_bars
-from uml_core.encoders.vision import TransformersVision
+from uml_core.encoders.vision import TransformersVision, seeing_all
 from uml_core.errors import UserError
 
 _bare: ContextVar[bool] = ContextVar("_bare", default=False)
@@ -106,7 +106,7 @@ class _Vision(TransformersVision):
         cls = any(name.endswith("cls_token") for name, _ in network.named_parameters())
         if cls and getattr(network, "pooler", None) is not None:
             network.pooler = None
-        self.network, self.towers = network, False
+        self.network, self.towers = seeing_all(network), False
         self.pooling = "cls" if cls else "pooler"
 
     def vectors(self, x: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ class TransformersVision(ImageEncoder):
 
         super().__init__(wanted)
         local: dict[str, Any] = {"local_files_only": True}
-        self.network = AutoModel.from_pretrained(found.path, use_safetensors=True, **local)
+        network = AutoModel.from_pretrained(found.path, use_safetensors=True, **local)
+        self.network = seeing_all(network)
         self.processor = AutoImageProcessor.from_pretrained(found.path, **local)
         self.preprocessing = json.loads(self.processor.to_json_string())
         self.towers = hasattr(self.network, "get_image_features")
@@ -48,7 +49,7 @@ class TransformersVision(ImageEncoder):
         if self.pooling == "projection" and self.wanted.output == "pooled":
             return pooler_of(network.get_image_features(pixel_values=x)), None
         tower = network.vision_model if self.towers else network
-        out = tower(pixel_values=x)
+        out = tower(pixel_values=x, **_in_order(tower, len(x)))
         hidden = positions(out.last_hidden_state)
         pooler = getattr(out, "pooler_output", None)
         if self.pooling == "pooler" and pooler is None:
@@ -121,6 +122,21 @@ def tensors(path: Any) -> dict[str, Tensor]:
     if str(path).endswith(".safetensors"):
         return load_file(path)
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def seeing_all(network: Any) -> Any:
+    """The network, which hides no patch: masked autoencoders hide most of them in any mode."""
+    if hasattr(network.config, "mask_ratio"):
+        network.config.mask_ratio = 0.0
+    return network
+
+
+def _in_order(network: Any, count: int) -> dict[str, Tensor]:
+    """What keeps a masked autoencoder's patches in their order, which it draws even so."""
+    if network.config.model_type != "vit_mae":
+        return {}
+    order = torch.arange(network.embeddings.patch_embeddings.num_patches, device=network.device)
+    return {"noise": order.expand(count, -1)}
 
 
 def positions(hidden: Tensor) -> Tensor:
