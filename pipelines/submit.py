@@ -76,6 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a package that the job needs and the cluster's image lacks, e.g. 'optuna>=4'",
     )
     parser.add_argument(
+        "--locked",
+        action="store_true",
+        help="install the exact packages that this version was tried with, for a cluster whose "
+        "image is not this project's (minutes at the first job of a node)",
+    )
+    parser.add_argument(
         "--image-code",
         action="store_true",
         help="run the package of the cluster's image instead of this one",
@@ -109,10 +115,11 @@ def run(args: argparse.Namespace) -> int:
         client = job_server.connect(address)
         for risk in job_server.risks(address):
             terminal.note(risk)
+        pip = [*(upload.locked() if args.locked else ()), *args.pip]
         python = args.python or job_server.python_of(client)
         job = client.submit_job(
             entrypoint=upload.entrypoint(python, args.what, command),
-            runtime_env={"working_dir": folder, **({"pip": args.pip} if args.pip else {})},
+            runtime_env={"working_dir": folder, **({"pip": pip} if pip else {})},
             submission_id=args.id,
             metadata={"verb": args.what, "out": args.out},
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from packaging.version import Version
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -177,7 +178,8 @@ def write_flavour(model: TargetModel, folder: Path) -> None:
         ignore=shutil.ignore_patterns("__pycache__"),
     )
     wanted = [*REQUIRED, *(("transformers", "peft") if (folder / ENCODER).is_dir() else ())]
-    pins = [f"{name}=={importlib.metadata.version(name)}" for name in wanted]
+    # Without local parts (2.14.1+cpu): another machine's index knows the public version only.
+    pins = [f"{name}=={Version(importlib.metadata.version(name)).public}" for name in wanted]
     write_text(folder / "requirements.txt", "\n".join(pins) + "\n")
     environment = {
         "python": platform.python_version(),

@@ -65,7 +65,11 @@ def packages(name: str = OURS) -> Finding:
         return Finding("packages", "ok", f"Python {platform.python_version()}, {versions}")
     dashboard = any("ray[default]" in what for what in wrong)
     found = "; ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")
-    fix = "pip install 'ray[default]'" if dashboard else f"pip install --upgrade {name}"
+    fix = (
+        "pip install 'ray[default]'"
+        if dashboard
+        else "make setup (or pip install -r requirements.lock)"
+    )
     return Finding("packages", "warn", found, fix)
 
 

@@ -7,6 +7,7 @@ from it: only what belongs there is put in, so data, runs and virtual environmen
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ CODE = (".py", ".yaml", ".json", ".html")  # of the package; what else lies besi
 MOST_BYTES = 64 << 20  # Ray refuses 512 MiB; what is larger than this is data, and data is shared
 ENVIRONMENT = "uml-environment.sh"
 NAMED = 5  # files that an error lists
+LOCK = Path(__file__).resolve().parents[2] / "cluster" / "requirements.lock"
 
 
 def pack(folder: Path, command: Sequence[str], env: Mapping[str, str], *, code: bool = True) -> int:
@@ -97,6 +99,20 @@ def entrypoint(python: str, verb: str, command: Sequence[str]) -> str:
     words = [python, "-m", f"pipelines.{verb}", *command]
     env = f"chmod 600 {ENVIRONMENT}; set -a; . ./{ENVIRONMENT}; set +a"
     return f"{env}; exec {shlex.join(words)}"
+
+
+def locked(path: Path = LOCK) -> list[str]:
+    """The image's packages as pip requirements `name==version ; marker`, for a `runtime_env`.
+
+    Without hashes, which Ray's list of packages has no place for, and without Ray, which is the
+    cluster's own. Raises UserError where the lock is not there.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"--locked: cannot read {path} ({error}); name packages by --pip") from None
+    pins = [line.removesuffix("\\").strip() for line in lines if "==" in line and line[0].isalpha()]
+    return [pin for pin in pins if not re.match(r"ray(\[|==)", pin)]
 
 
 def _copy_packages(folder: Path) -> None:

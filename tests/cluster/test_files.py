@@ -87,16 +87,13 @@ def test_every_image_is_ours_with_the_tag_of_the_one_version():
     assert "postgres:16" in text("mlflow.sh")
 
 
-def test_python_ray_and_torch_are_those_of_the_project():
+def test_python_and_ray_are_those_of_the_project():
     import ray
 
-    pins = {re.match(r"[\w-]+", d)[0]: d for d in PROJECT["dependencies"]}
     python = re.search(r"PYTHON_VERSION=([\d.]+)", text("Dockerfile"))[1]
-    assert PROJECT["requires-python"] == f">={python}"
-    for name in ("torch", "torchvision", "torchaudio"):
-        assert f'"{pins[name]}"' in text("Dockerfile")
+    assert PROJECT["requires-python"].startswith(f">={python},")
     assert {spec["rayVersion"] for spec in ray_clusters()} == {ray.__version__}
-    assert f"=={ray.__version__.rpartition('.')[0]}.*" in pins["ray"]
+    assert f"\nray=={ray.__version__} " in text("requirements.lock")
     assert "cluster" in PROJECT["optional-dependencies"] or "mlflow" in PROJECT
 
 
@@ -325,7 +322,7 @@ def test_the_dockerfile_keeps_the_rules():
     runs = " ".join(values["RUN"])
     assert runs.count("apt-get install") == runs.count("--no-install-recommends") == 1
     assert "rm -rf /var/lib/apt/lists/*" in runs and "PIP_NO_CACHE_DIR=1" in " ".join(values["ENV"])
-    assert not re.search(r"(^|&& *)sudo |curl [^|]*\|", runs)
+    assert not any(re.search(r"(^|&& *)sudo |curl [^|]*\|", run) for run in values["RUN"])
     assert not re.search(r"(?i)(secret|password|token)=\S*[0-9a-f]{8}", text("Dockerfile"))
     assert all(v.startswith("[") for v in values["ENTRYPOINT"] + values["CMD"])
     assert "pipefail" in values["SHELL"][0]
@@ -340,7 +337,7 @@ def test_the_image_holds_what_the_dockerfile_copies_and_no_more():
         if name == "COPY":
             *sources, _ = [word for word in value.split() if not word.startswith("--")]
             copied |= set(sources)
-    assert copied == let_in
+    assert {source.split("/")[0] for source in copied} == let_in
     assert all((ROOT / name).exists() for name in copied)
 
 

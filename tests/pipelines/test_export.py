@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pipelines import cli
+from pipelines.running import exporting
 from pipelines.running.finished import load_learner, open_finished
 from pipelines.streams.shards import load_index, read_rows
 from uml_core.export import load
@@ -145,6 +146,15 @@ assert sys.modules["uml_core"].__file__.startswith(sys.path[0])
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == load(out).predict(pictures[:1]).classes
+
+
+def test_exported_pins_name_public_versions(make_run, tmp_path, monkeypatch):
+    """A build's local part (+cpu) is known to its own index only."""
+    monkeypatch.setattr(exporting.importlib.metadata, "version", lambda name: "2.14.1+cpu")
+    out = tmp_path / "out"
+    assert cli.main(["export", str(make_run("compare")), "--out", str(out)]) == 0
+    pins = (out / "requirements.txt").read_text().split()
+    assert pins and all(pin.endswith("==2.14.1") for pin in pins)
 
 
 @pytest.mark.ray
