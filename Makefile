@@ -16,7 +16,7 @@ setup: $(STAMP)
 # installed. pip's own notices are left out (-qq), its errors are not.
 $(STAMP): requirements.lock pyproject.toml
 	@echo "set-up 1/3  virtual environment $(VENV) ($$($(PYTHON) --version))"
-	@$(PYTHON) -m venv --clear $(VENV) || { echo "set-up failed at 1/3: needs Python 3.11 to 3.13 with venv (Debian: apt-get install python3-venv); another one: make setup PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "set-up failed at 1/3: needs Python 3.11 to 3.13 with venv (Debian: apt-get install python3-venv); another one: make setup PYTHON=python3.12"; exit 1; }
 	@$(BIN)/python -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))" || { echo "set-up failed at 1/3: needs Python 3.11, 3.12 or 3.13: make setup PYTHON=python3.12"; exit 1; }
 	@echo "set-up 2/3  the packages of requirements.lock (1 to 5 minutes, 6 GB)"
 	@$(PIP) install -qq --require-hashes -r requirements.lock || { echo "set-up failed at 2/3: pip says why above. No network or a full disk are the usual causes; a second 'make setup' starts over"; exit 1; }
