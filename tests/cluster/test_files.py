@@ -257,6 +257,53 @@ def test_manifests_use_the_fields_that_we_know():
         assert all(isinstance(v, str) for params in strings for v in params.values())
 
 
+def policies() -> dict[str, dict[str, Any]]:
+    """Label of the pods that a NetworkPolicy guards -> its spec."""
+    found = {}
+    for path in MANIFESTS:
+        for document in documents(path):
+            if document["kind"] == "NetworkPolicy":
+                (guarded,) = document["spec"]["podSelector"]["matchLabels"].values()
+                found[guarded] = document["spec"]
+    return found
+
+
+def test_the_wall_lets_in_who_must_come_and_nobody_else():
+    """A RayJob ends only where the operator, in a namespace of its own, reaches the dashboard."""
+    walls = policies()
+    assert set(walls) == {"head", "uml-postgres", "uml-mlflow"}
+    operator = [
+        rule
+        for rule in walls["head"]["ingress"]
+        for peer in rule["from"]
+        if peer.get("namespaceSelector") == {}
+        and peer["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "kuberay-operator"}
+    ]
+    assert [rule["ports"] for rule in operator] == [[{"protocol": "TCP", "port": 8265}]]
+    (rule,) = walls["uml-postgres"]["ingress"]
+    assert rule["from"] == [{"podSelector": {"matchLabels": {"app": "uml-mlflow"}}}]
+    assert all("ipBlock" not in str(wall) for wall in walls.values())
+
+
+def test_pods_may_write_the_disks_that_they_mount():
+    """Volumes belong to root unless a pod names the group that its image's user is in."""
+    for path in MANIFESTS:
+        for document in documents(path):
+            for pod in pods(document["spec"]):
+                (image,) = {c["image"].rpartition("/")[2].split(":")[0] for c in pod["containers"]}
+                mounts = [
+                    m["mountPath"] for c in pod["containers"] for m in c.get("volumeMounts", ())
+                ]
+                if any(mount != "/dev/shm" for mount in mounts):
+                    group = {IMAGE: 100, "postgres": 999}[image]
+                    assert pod["securityContext"]["fsGroup"] == group, path.name
+
+
+def test_a_job_made_anew_goes_on_where_it_stopped():
+    (job,) = [d for path in MANIFESTS for d in documents(path) if d["kind"] == "RayJob"]
+    assert job["spec"]["backoffLimit"] > 0 and job["spec"]["entrypoint"].endswith(" --resume")
+
+
 @pytest.mark.parametrize("kind", ["raycluster", "rayjob"])
 def test_the_operators_definitions_accept_the_manifests(kind):
     path = CRDS / f"ray.io_{kind}s.yaml"
