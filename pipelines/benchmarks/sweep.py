@@ -78,7 +78,7 @@ def _once(made: Design, out: Path) -> dict[str, float]:
     journal = Journal(out)
     run_trials(Queue(made.trials), shared, journal, scheduler=None, note=lambda *_: None)
     wall = time.monotonic() - began
-    places = concurrency(made.recipe.train)
+    places = max(1, concurrency(made.recipe.train))
     training = [record.last["training_seconds"] for record in journal.records.values()]
     return {
         "overhead_seconds": (wall * places - sum(training)) / len(training),

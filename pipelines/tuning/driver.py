@@ -232,4 +232,4 @@ class Sweep:
 
 def _threads(made: Design) -> int:
     """Threads of a trial: the machine's cores over the trials that share it."""
-    return max(1, (os.cpu_count() or 1) // concurrency(made.recipe.train))
+    return max(1, (os.cpu_count() or 1) // max(1, concurrency(made.recipe.train)))

@@ -1,7 +1,7 @@
 """A trial with several workers: a Tune function that drives a Ray Train run of its own.
 
 Tune knows nothing of the workers' CPUs and GPUs, so the sweep bounds how many such trials run at
-once (`search.concurrency`). Ray Train frees a stopped trial's placement group only while the
+once (`search.room`). Ray Train frees a stopped trial's placement group only while the
 dashboard answers and can be found; `runtime.ray_session` sees to both.
 """
 

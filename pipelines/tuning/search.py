@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# Trials that wait for a place; `room` says how many there are, Tune would allow one.
+os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1000")
 
 import ray
 from ray import tune
@@ -20,6 +23,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from pipelines.running.jobs import use_gpu
+from pipelines.running.runtime import is_private
 from pipelines.tuning.group import run_in_train
 from pipelines.tuning.journal import Journal, Record
 from pipelines.tuning.trial import Shared, Trial, run_in_tune
@@ -47,15 +51,31 @@ Note = Callable[[str, Record], None]  # (start | report | end, the trial's recor
 
 
 def concurrency(spec: TrainSpec, gpu_share: float = 1.0) -> int:
-    """Trials at a time: what the true cores and GPUs carry, whatever Ray's logical CPUs say."""
-    alive = sum(bool(node["Alive"]) for node in ray.nodes())
-    # Real cores, guessed from this node's: a local Ray has more logical CPUs than the machine.
-    cores = min((os.cpu_count() or 1) * alive, int(ray.cluster_resources().get("CPU", 1)))
+    """Trials at a time now: what the true cores and GPUs carry, whatever a local Ray says.
+
+    A local Ray has more logical CPUs than the machine has cores; a cluster's nodes have what they
+    were started with (a head that only coordinates: none). May be 0 on a cluster that is empty yet.
+    """
+    found = ray.cluster_resources()
+    cores = int(found.get("CPU", 0))
+    if is_private():
+        cores = max(spec.most_workers, min(os.cpu_count() or 1, cores))
     most = cores // spec.most_workers
     if use_gpu(spec):
-        gpus = ray.cluster_resources().get("GPU", 0)
+        gpus = found.get("GPU", 0)
         most = min(most, int(gpus / (gpu_share * spec.most_workers) + 1e-9))
-    return max(1, most)
+    return most
+
+
+def room(spec: TrainSpec, gpu_share: float = 1.0) -> int:
+    """Trials that may be under way now, those that wait for a place included.
+
+    On a cluster as many wait as run, and at least one: what waits is what an autoscaler adds nodes
+    for, also where there are none at the start. Asked again whenever Tune has room, so the number
+    follows nodes that come and go.
+    """
+    now = concurrency(spec, gpu_share)
+    return max(1, now) if is_private() else now + max(1, now)
 
 
 # ------------------------------------------------------------------------------- the points
@@ -154,15 +174,18 @@ def _distribution(knob: Knob) -> Any:
 class _Points(Searcher):
     """A queue as Tune's searcher."""
 
-    def __init__(self, queue: Queue | Guided, journal: Journal) -> None:
+    def __init__(self, queue: Queue | Guided, journal: Journal, room: Callable[[], int]) -> None:
         super().__init__(metric="val_accuracy", mode="max")
-        self._queue, self._journal = queue, journal
+        self._queue, self._journal, self._room = queue, journal, room
         self._keys: dict[str, str] = {}
 
     def set_search_properties(self, *_: Any, **__: Any) -> bool:
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The next trial; None where no more may be under way now: Tune asks again."""
+        if len(self._keys) >= self._room():
+            return None
         trial = self._queue.next()
         if trial is None:
             return Searcher.FINISHED  # type: ignore[return-value]
@@ -306,15 +329,14 @@ def run_trials(
     several = recipe.train.most_workers > 1
     function = tune.with_parameters(run_in_train if several else run_in_tune, shared=shared)
     # The driver of a group only waits; Tune refuses a trial without any CPU.
-    share = recipe.sweep.gpu_share
+    share = 1.0 if several else recipe.sweep.gpu_share
     one = {"CPU": 1.0, "GPU": share} if use_gpu(recipe.train) else {"CPU": 1.0}
     tuner = tune.Tuner(
         tune.with_resources(function, {"CPU": 0.001} if several else one),
         tune_config=tune.TuneConfig(
-            search_alg=_Points(queue, journal),
+            search_alg=_Points(queue, journal, partial(room, recipe.train, share)),
             scheduler=scheduler,
             num_samples=-1,
-            max_concurrent_trials=concurrency(recipe.train, 1.0 if several else share),
             reuse_actors=not several,
             trial_name_creator=_name,
             trial_dirname_creator=_name,

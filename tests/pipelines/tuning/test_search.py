@@ -5,11 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from ray.tune.search import Searcher
 
+from pipelines.tuning import search
 from pipelines.tuning.journal import Record
 from pipelines.tuning.search import Guided, Halving, Queue, cause
 from tune_spaces.base import Context, find
 from uml_core import recipe
+from uml_core.specs import TrainSpec
 
 
 def report(validation, accuracy):
@@ -105,3 +108,50 @@ The actor is dead because its worker process has died. Worker exit type: SYSTEM_
     assert cause(known) == "a.tar has gone: put it back"
     assert cause(died).startswith("ray.exceptions.ActorDiedError: The actor died unexpectedly")
     assert cause(None) == cause("") == "the trial's process died"
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """Sets what Ray says it has; private: a Ray of this process's own, else a cluster."""
+
+    def has(private=False, **resources):
+        monkeypatch.setattr(search.ray, "cluster_resources", lambda: resources)
+        monkeypatch.setattr(search, "is_private", lambda: private)
+        monkeypatch.setattr(search.os, "cpu_count", lambda: 4)
+
+    return has
+
+
+def test_trials_at_a_time_follow_the_cluster(cluster):
+    """Where GPU nodes start at zero, one trial waits for the first: an autoscaler sees it."""
+    spec = TrainSpec(device="cuda", workers=1)
+    cluster(CPU=0.0)
+    assert (search.concurrency(spec, 0.25), search.room(spec, 0.25)) == (0, 1)
+    cluster(CPU=8.0, GPU=1.0)
+    assert (search.concurrency(spec, 0.25), search.room(spec, 0.25)) == (4, 8)
+    cluster(CPU=64.0, GPU=8.0)
+    assert search.concurrency(spec, 0.25) == 32
+    assert search.concurrency(TrainSpec(device="cuda", workers=4)) == 2
+
+
+def test_a_local_ray_has_more_cpus_than_the_machine(cluster):
+    cluster(private=True, CPU=40.0)
+    spec = TrainSpec(device="cpu", workers=1)
+    assert search.concurrency(spec) == search.room(spec) == 4
+    assert search.room(TrainSpec(device="cpu", workers=8)) == 1
+
+
+def test_tune_is_given_trials_as_long_as_there_is_room(make_trial):
+    places = [1]
+    points = search._Points(
+        Queue([make_trial("a"), make_trial("b"), make_trial("c")]),
+        SimpleNamespace(records={}),
+        lambda: places[0],
+    )
+    assert points.suggest("1")["trial"]["key"] == "a" and points.suggest("2") is None
+    places[0] = 2  # a node came
+    assert points.suggest("2")["trial"]["key"] == "b" and points.suggest("3") is None
+    points.on_trial_complete("1")
+    assert points.suggest("3")["trial"]["key"] == "c"
+    points.on_trial_complete("2")
+    assert points.suggest("4") == Searcher.FINISHED
