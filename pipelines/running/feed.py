@@ -12,6 +12,7 @@ import numpy as np
 import ray
 
 from pipelines.running.data import modality_of
+from pipelines.running.need import EVALUATION_BYTES
 from pipelines.running.watch import Watch
 from pipelines.streams.plan import Plan
 from pipelines.streams.quarantine import EVALUATION, FILE, Quarantine
@@ -23,7 +24,6 @@ from uml_core.modalities.base import Batch
 
 CACHE_BYTES = 128 << 20  # decoded samples kept per modality where they repeat unchanged
 DECODE_THREADS = 2
-EVALUATION_BYTES = 4 << 30  # decoded evaluation sets stay in memory up to this size
 
 
 class Feed:

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 
 from pipelines.reporting.mlflow_store import resolve_uri
 from pipelines.reporting.provenance import memory_bytes
-from pipelines.running.need import KEPT, Need
+from pipelines.running.need import EVALUATION_BYTES, KEPT, Need
 
 OURS = "unpaired-multimodal-learner"
 RAY_TEMP = "/tmp"  # local Rays live in a folder of their own in it
@@ -182,6 +182,16 @@ def memory(need: Need, workers_here: int, total: int | None = None) -> Finding:
     if wanted > 0.8 * total:
         return Finding("memory", "warn", f"{found}: close to the limit", "fewer train.workers")
     return Finding("memory", "ok", found)
+
+
+def evaluation(need: Need, most: int = EVALUATION_BYTES) -> Finding:
+    """The target's largest evaluation set, which a worker decodes whole, against its limit."""
+    found = f"about {size(need.evaluation)} decoded"
+    if need.evaluation > most:
+        why = f"{found}, more than the {size(most)} a worker keeps: the run would fail at its end"
+        fix = "name fewer test and val shards, or a smaller size of the target's samples"
+        return Finding("evaluation set", "stop", why, fix)
+    return Finding("evaluation set", "ok", found)
 
 
 def cores(need: Need, count: int | None = None) -> Finding:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from pipelines.running.data import Data, num_classes
+from pipelines.streams.shards import read_rows
 from pipelines.streams.source import AHEAD, CHUNK_BYTES, DECODED_BYTES, LOCAL_TASKS, REMOTE_TASKS
 from pipelines.streams.storage import is_remote
 from uml_core.learner import UnpairedLearner
+from uml_core.modalities.base import BadSample
 from uml_core.specs import Recipe
 
 WEIGHT, STATE = 4, 16  # bytes per parameter: weights; weights, two moments and the best weights
 PROCESS_BYTES = 700 << 20
 KEPT = 3  # checkpoints on disk while one is replaced
+EVALUATION_BYTES = 4 << 30  # decoded evaluation sets stay in memory up to this size
+SAMPLED = 16  # samples of an evaluation set that are decoded to learn their size
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class Need:
     device            as the recipe says it: auto, cpu, cuda
     checkpoint        one checkpoint; `results`: what the end of the job leaves beside them
     memory            of one worker
+    evaluation        of the target's largest evaluation set, decoded: a worker holds it whole
     store             of shared memory: blocks of all streams on their way
     shards            modality -> shards of its training split; remote: those read over a network
     paths             local shards, one per modality and split, for a look from other nodes
@@ -39,6 +46,7 @@ class Need:
     checkpoint: int = 0
     results: int = 0
     memory: int = PROCESS_BYTES
+    evaluation: int = 0
     store: int = 0
     shards: tuple[tuple[str, int], ...] = ()
     remote: tuple[str, ...] = ()
@@ -72,6 +80,26 @@ def worker_memory(recipe: Recipe, data: Data, parameters: int) -> int:
     return parameters * (STATE + WEIGHT) + streams + PROCESS_BYTES
 
 
+def evaluation_bytes(recipe: Recipe, data: Data) -> int:
+    """Bytes of the largest evaluation set of the target, decoded; 0 where no sample can be read.
+
+    Some samples tell the size of one: pictures and vectors are all alike, clips and series vary.
+    """
+    target = recipe.target
+    sets = [by[target] for by in (data.val, data.test) if target in by and len(by[target])]
+    if not sets:
+        return 0
+    index, modality = max(sets, key=len), data.modalities[target]
+    rows = np.unique(np.linspace(0, len(index) - 1, SAMPLED).astype(int))
+    sizes = []
+    for row, payload in zip(rows, read_rows(index, rows), strict=True):
+        with contextlib.suppress(BadSample):
+            item = modality.decode(payload, index.suffixes[row])
+            x, _ = modality.collate([item])
+            sizes.append(x.element_size() * x.nelement())
+    return round(float(np.mean(sizes)) * len(index)) if sizes else 0
+
+
 def estimate(
     recipe: Recipe,
     data: Data,
@@ -94,6 +122,7 @@ def estimate(
     store = sum((n + AHEAD) * 2 * CHUNK_BYTES + DECODED_BYTES for n in tasks.values())
     splits = (data.train, data.val, data.test)
     first = [index.shards[0].url for split in splits for index in split.values()]
+    evaluation = evaluation_bytes(recipe, data)
     kept = WEIGHT * parameters * fits if fits > 1 else STATE * parameters
     return Need(
         workers=workers,
@@ -101,7 +130,8 @@ def estimate(
         device=recipe.train.device,
         checkpoint=kept,
         results=2 * WEIGHT * parameters,  # the model, and MLflow's copy of it
-        memory=worker_memory(recipe, data, parameters * together),
+        memory=worker_memory(recipe, data, parameters * together) + evaluation,
+        evaluation=evaluation,
         store=workers * store,
         shards=tuple((name, len(found)) for name, found in urls.items()),
         remote=remote,

@@ -57,6 +57,7 @@ def examine(need: Need, cluster: Cluster, out: Path) -> list[Finding]:
         *cluster_checks.placement(cluster, need),
         machine.cores(need),
         machine.memory(need, here),
+        machine.evaluation(need),
         machine.limits(),
         machine.shards(need),
         *machine.disk(need, out),

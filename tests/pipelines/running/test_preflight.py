@@ -11,8 +11,9 @@ from mounts import small_disk
 from pipelines import cli
 from pipelines.running import machine
 from pipelines.running.data import open_data, resolved
-from pipelines.running.need import count_parameters, estimate
+from pipelines.running.need import Need, count_parameters, estimate, evaluation_bytes
 from pipelines.running.preflight import preflight
+from uml_core.errors import UserError
 from uml_core.learner import UnpairedLearner
 from uml_core.recipe import from_dict
 
@@ -35,6 +36,21 @@ def test_the_need_of_a_job(opened):
     assert dict(one.shards) == {"image": 3, "text": 3, "wave": 3} and len(one.paths) == 4
     many = estimate(recipe, data, together=5, fits=100, workers=1)
     assert many.checkpoint == 400 * parameters and many.memory > one.memory
+
+
+def test_an_evaluation_set_that_no_worker_can_hold_is_refused_before_the_training(
+    opened, tmp_path, monkeypatch
+):
+    """It used to fail after the training, when the test set was read."""
+    recipe, data = opened
+    picture = 3 * 12 * 12  # pixels travel as bytes
+    assert estimate(recipe, data).evaluation == 30 * picture == evaluation_bytes(recipe, data)
+    monkeypatch.setattr(machine.evaluation, "__defaults__", (30 * picture - 1,))
+    with pytest.raises(UserError, match=r"evaluation set: about .* decoded, more than"):
+        preflight(recipe, data, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    enough = machine.evaluation(Need(evaluation=30 * picture), 30 * picture)
+    assert enough.state == "ok"
 
 
 def test_a_good_job_passes_soon_and_leaves_nothing(opened, tmp_path, capsys):
