@@ -231,7 +231,9 @@ def load(root: Path, part: str) -> Set:
 def draw(parts: Mapping[str, Set], held: str, shots: int, seed: int) -> Drawn:
     """One seed's samples."""
     x, y = parts["image-train"]
-    train, val = (torch.from_numpy(rows) for rows in few_shot_split(y.numpy(), shots, seed))
+    train, val = (
+        torch.from_numpy(rows) for rows in few_shot_split(y.numpy(), shots, seed, modality="image")
+    )
     return Drawn((x[train], y[train]), (x[val], y[val]), parts[held], parts["text-train"], x, seed)
 
 

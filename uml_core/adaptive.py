@@ -26,8 +26,9 @@ Cost. A run never spends more than `mean` batches per target batch over its whol
 spent early is missing later, and no validation may plan more than `HURRY` times the even pace of
 what is left. So a run with a fixed ratio `mean` is its equal-cost counterpart (with prices in
 FLOPs, where batches differ), and streams know the most they can be asked for. No modality gets
-more than `most` batches per target batch at any time, however cheap it is. The gradients cost some
-passes per validation (`PROBE_BATCHES`).
+more than `most` batches per target batch at any time, however cheap it is. A warm-up on one of them
+comes before the first target batch and is paid for beside, as where ratios are fixed. The gradients
+cost some passes per validation (`PROBE_BATCHES`).
 
 Every decision is a pure function of weights and batches: the same on all ranks (gradients are
 summed over them), the same for the same seed, and part of the checkpoint as plain numbers.
@@ -96,9 +97,12 @@ class Adaptive:
     def most(self) -> dict[str, int]:
         """Batches of every modality that the run can ask for at most."""
         taken = self.schedule.consumed(self.schedule.total)
-        # One batch of rounding per adaptive modality beside the budget that all of them share.
+        before = self.schedule.consumed(self.schedule.lead)  # a warm-up is no part of the budget
         budget = self.mean * self.schedule.steps
-        return taken | {name: math.ceil(budget / self.price[name]) + 1 for name in self.names}
+        # One batch of rounding per adaptive modality beside the budget that all of them share.
+        return taken | {
+            name: before[name] + math.ceil(budget / self.price[name]) + 1 for name in self.names
+        }
 
     # ------------------------------------------------------------------------ in a run
 

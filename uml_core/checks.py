@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from uml_core.errors import near
-from uml_core.modalities import KINDS
+from uml_core.modalities import KINDS, Modality
 from uml_core.specs import (
     ARMS,
     TUNABLE,
@@ -168,6 +168,10 @@ def _check_model(recipe: Recipe, names: Collection[str], problems: list[str]) ->
     transformer = model.trunk == "transformer"
     if transformer and model.heads > 0 and model.width > 0 and model.width % model.heads:
         problems.append(f"model.width: {model.width} is not divisible by {model.heads} heads")
+    if transformer and model.depth == 0:
+        problems.append(
+            "model.depth: 0 leaves a trunk without blocks: give 1 or more, or model.trunk=none"
+        )
     if model.dropout == 1:
         problems.append("model.dropout: must be below 1")
     for name, price in recipe.train.adaptive.price.items():
@@ -310,12 +314,17 @@ def _check_modality(recipe: Recipe, name: str, spec: ModalitySpec, problems: lis
     )
     problems.extend(f"{where}.{problem}" for problem in found)
     if not found and name in recipe.active:
-        problems.extend(_position_problems(recipe, spec, where))
+        problems.extend(_token_problems(recipe, spec.build(), where))
 
 
-def _position_problems(recipe: Recipe, spec: ModalitySpec, where: str) -> list[str]:
-    """A sample that the position table cannot hold must not be met in the middle of a run."""
-    model, modality = recipe.model, spec.build()
+def _token_problems(recipe: Recipe, modality: Modality, where: str) -> list[str]:
+    """What the trunk cannot do with the tokens of a modality, said before a run meets it."""
+    model = recipe.model
+    if modality.class_token and model.trunk == "none":
+        return [
+            f"{where}.class_token: without a trunk this token sees nothing of a sample, and all "
+            "samples get the same scores: set class_token: false, or model.trunk: transformer"
+        ]
     most = modality.most_positions(supervised=recipe.setting == "supervised")
     table = model.trunk == "transformer" and model.positions != "off"
     if not table or most <= model.max_positions:

@@ -111,17 +111,41 @@ def with_flops(recipe: Recipe, flops: Mapping[str, float], budget: float) -> Rec
 
 
 def with_steps(recipe: Recipe, steps: int) -> Recipe:
-    """The recipe with `steps` target steps, as many validations as before, warm-up in proportion.
+    """The recipe with `steps` target steps and everything that counts steps in proportion.
 
-    Equal numbers of validations matter: each is one chance to pick the best weights.
+    A run of another length stays the same method: as many validations as before (each is one
+    chance to pick the best weights), warm-ups, changes of ratios and a frozen trunk over the same
+    share of the run. A warm-up that would leave no step for the others is left out.
     """
     train = recipe.train
     factor = steps / train.steps
-    every = max(1, round(train.validate_every * factor))
+
+    def scaled(count: int) -> int:
+        return max(1, round(count * factor)) if count else 0
+
     warmup = train.warmup
     if warmup:
         assert warmup.steps is not None, "how many steps an epoch has is known with the data only"
-        scaled = max(1, round(warmup.steps * factor))
-        none_left = warmup.modality == recipe.target and scaled >= steps
-        warmup = None if none_left else replace(warmup, steps=scaled)
-    return replace(recipe, train=replace(train, steps=steps, validate_every=every, warmup=warmup))
+        alone = scaled(warmup.steps)
+        none_left = warmup.modality == recipe.target and alone >= steps
+        warmup = None if none_left else replace(warmup, steps=alone)
+    model, frozen = recipe.model, recipe.model.trunk_frozen
+    if not isinstance(frozen, bool):
+        model = replace(model, trunk_frozen=scaled(frozen))
+    modalities = {
+        # Of pieces that fall on one step the last one counts.
+        name: replace(spec, ratio=list({scaled(start): r for start, r in spec.ratio}.items()))
+        if isinstance(spec.ratio, list)
+        else spec
+        for name, spec in recipe.modalities.items()
+    }
+    looks = train.gradients_every
+    train = replace(
+        train,
+        steps=steps,
+        validate_every=scaled(train.validate_every),
+        lr_warmup=scaled(train.lr_warmup),
+        gradients_every=looks and scaled(looks),
+        warmup=warmup,
+    )
+    return replace(recipe, train=train, model=model, modalities=modalities)

@@ -45,10 +45,13 @@ def few_shot_curve(
     split_seeds: Sequence[int] = SPLIT_SEEDS,
     grid: Sequence[float] = GRID_C,
     classes: Sequence[str] | None = None,
+    *,
+    modality: str,
 ) -> FewShotCurve:
     """Linear probes from k samples per class of `pool`, each judged on all of `test`.
 
     pool, test   (features (N, D), labels (N,)); pool rows labelled -1 are never drawn
+    modality     of the pool: names the draws
     classes      names in label order; with them, classes absent from the pool are found too
 
     The interval is over split seeds: it tells how much the choice of the k samples matters, not
@@ -58,7 +61,10 @@ def few_shot_curve(
     points, left_out = [], {}
     for k in shots:
         try:
-            splits = [few_shot_split(y, k, seed, classes=classes) for seed in split_seeds]
+            splits = [
+                few_shot_split(y, k, seed, classes=classes, modality=modality)
+                for seed in split_seeds
+            ]
         except UserError as error:
             more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
             left_out[k] = error.problems[0] + more

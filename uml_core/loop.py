@@ -27,6 +27,7 @@ from uml_core.errors import RunError
 from uml_core.learner import UnpairedLearner
 from uml_core.modalities.base import Batch
 from uml_core.modalities.common import unpad
+from uml_core.optimiser import learning_rate, parameter_groups
 from uml_core.schedule import Schedule
 from uml_core.specs import TrainSpec
 
@@ -146,10 +147,7 @@ class Fit:
         self.module = self.world.wrap(self.learner, alike)
         self.parameters = list(self.learner.parameters())
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.learner, self.spec.lr_factors),
-            lr=self.spec.lr,
-            weight_decay=self.spec.weight_decay,
-            fused=True,
+            parameter_groups(self.learner, self.spec), lr=self.spec.lr, fused=True
         )
         self.best_accuracy = -math.inf
         self.best_step = 0
@@ -174,17 +172,20 @@ class Fit:
         mine = [] if self.stopped else self._mine(batches)
         if not mine:
             return
+        # Everything that an arm does at a target batch is a function of the target batches before
+        # it: a warm-up on another modality must not change what the target-only arm does.
+        lead = self.schedule.lead
         if not isinstance(self.learner.spec.trunk_frozen, bool):
-            self.learner.freeze_trunk(self.learner.spec.frozen_at(step))
+            self.learner.freeze_trunk(self.learner.spec.frozen_at(step - lead))
         every = self.spec.gradients_every
         if every and self.schedule.first_meeting(step, every):
             self.note_gradients(mine, step)
-        rate = learning_rate(self.spec, step, self.schedule.total)
+        rate = learning_rate(self.spec, step, self.schedule.steps, lead)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         if self.learner.spec.dropout:
             # Dropout by seed, step and rank: a resumed run draws what an uninterrupted one does.
-            torch.manual_seed(zlib.crc32(f"{self.seed}.{step}.{self.world.rank}".encode()))
+            torch.manual_seed(zlib.crc32(f"{self.seed}.{step - lead}.{self.world.rank}".encode()))
         for part in [mine] if self.spec.mode == "joint" else [[one] for one in mine]:
             self._update(part, step)
             if self.stopped:
@@ -331,7 +332,11 @@ class Fit:
         best = state["best_weights"]
         self.learner.load_state_dict(sharding.parts_of_weights(state["model"], self.learner))
         self.optimizer.load_state_dict(
-            sharding.parts_of_moments(state["optimizer"], self.parameters)
+            # Moments are numbered by group, which is another order than the learner's.
+            sharding.parts_of_moments(
+                state["optimizer"],
+                [p for group in self.optimizer.param_groups for p in group["params"]],
+            )
         )
         self.best_weights = best and sharding.parts_of_weights(best, self.learner)
         for name in self._PLAIN:
@@ -425,28 +430,6 @@ def validate(fits: Sequence[Fit], step: int, evaluate: Callable[[Fit], float]) -
             accuracy = evaluate(fit)
         fit.learner.train()
         fit.validate(step, accuracy)
-
-
-def parameter_groups(learner: nn.Module, factors: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Groups of parameters for an optimiser, each with the `factor` of its learning rate.
-
-    factors: the beginning of parameters' names -> factor; the longest that fits counts, else 1.
-    """
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in learner.named_parameters():
-        fitting = [part for part in factors if f"{name}.".startswith(f"{part}.")]
-        groups.setdefault(factors[max(fitting, key=len)] if fitting else 1.0, []).append(parameter)
-    return [{"params": members, "factor": factor} for factor, members in groups.items()]
-
-
-def learning_rate(spec: TrainSpec, step: int, total: int) -> float:
-    """Linear warm-up over `lr_warmup` steps, then constant or cosine to zero at `total`."""
-    if step < spec.lr_warmup:
-        return spec.lr * (step + 1) / (spec.lr_warmup + 1)
-    if spec.lr_schedule == "constant":
-        return spec.lr
-    share = (step - spec.lr_warmup) / max(1, total - spec.lr_warmup)
-    return spec.lr * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def accuracy(learner: UnpairedLearner, name: str, batches: Sequence[Batch]) -> tuple[int, int]:

@@ -7,6 +7,7 @@ indices; every accuracy is in percent.
 from __future__ import annotations
 
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -230,11 +231,14 @@ def few_shot_split(
     val_per_class: int | None = None,
     classes: Sequence[str] | None = None,
     *,
+    modality: str,
     allow_absent: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows (train, val) of a k-shot split, both sorted; rows labelled -1 are never drawn.
 
-    labels (N,). Per class the draw depends only on (seed, class) and the class's rows. Train
+    labels (N,). Per class the draw depends only on (seed, modality, class) and the class's rows:
+    of two modalities that are stored pair by pair it takes other rows, or few shots of unpaired
+    data would be few pairs. Train
     takes the first `shots` rows of the drawn order and val the last `val_per_class` (default
     min(4, shots)), so subsets are nested over k and the val rows of any k that fits are outside
     the train rows of every k that fits. With shots None, val is 10 % of each class (at least
@@ -255,18 +259,19 @@ def few_shot_split(
     starts = np.searchsorted(labels[order], ids, side="left")
     stops = np.searchsorted(labels[order], ids, side="right")
     train, val, problems = [], [], []
+    name = zlib.crc32(modality.encode())
     for c, start, stop in zip(ids, starts, stops, strict=True):
         n = int(stop - start)
         num_val = _num_val(n, shots) if val_per_class is None else val_per_class
         num_train = max(n - num_val, 1) if shots is None else shots
         if num_train + num_val > n:
-            name = f"'{classes[c]}'" if classes is not None else str(int(c))
+            called = f"'{classes[c]}'" if classes is not None else str(int(c))
             problems.append(
-                f"class {name} has {n} samples but {num_train} for training and {num_val} for "
+                f"class {called} has {n} samples but {num_train} for training and {num_val} for "
                 "validation are needed; use fewer shots or add samples"
             )
             continue
-        drawn = np.random.default_rng([seed, int(c)]).permutation(order[start:stop])
+        drawn = np.random.default_rng([seed, name, int(c)]).permutation(order[start:stop])
         train.append(drawn[:num_train])
         val.append(drawn[n - num_val :])
     if problems:

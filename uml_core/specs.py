@@ -60,16 +60,19 @@ class ModelSpec:
     positions: Literal["off", "learned", "sinusoidal"] = "off"
     max_positions: int = 512
     trunk_init: str | None = None  # folder of a BERT or GPT-2 checkpoint, which sets the sizes too
-    trunk_frozen: bool | int = False  # true: the trunk never trains; N: not in the first N steps
+    trunk_frozen: bool | int = False  # true: never trains; N: not before N target batches
     head_init: str = "random"  # random | class_means:<modality>
     logit_scale: Literal["fixed", "learned"] = "fixed"  # learned: one factor per modality
     logit_scale_value: float = 1.0  # the fixed factor (CLIP: 100), or where learned ones start
 
-    def frozen_at(self, step: int) -> bool:
-        """Whether the trunk keeps its weights at step `step` of a run (paper 3.8)."""
+    def frozen_at(self, t: int) -> bool:
+        """Whether the trunk keeps its weights after `t` target batches (paper 3.8).
+
+        t: below 0 in a warm-up on another modality before the first of them.
+        """
         if isinstance(self.trunk_frozen, bool):
             return self.trunk_frozen
-        return step < self.trunk_frozen
+        return self.trunk_frozen > 0 and t < self.trunk_frozen
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class TrainSpec:
     lr: float = 1e-3
     weight_decay: float = 0.01
     lr_schedule: Literal["cosine", "constant"] = "cosine"
-    lr_warmup: int = 10  # steps of linear warm-up
+    lr_warmup: int = 10  # target batches of linear warm-up
     lr_factors: dict[str, float] = field(default_factory=dict)  # part (stems.NAME, ...): times lr
     clip: float | None = None  # gradient norm
     label_smoothing: float = 0.0

@@ -40,8 +40,9 @@ from uml_core.comparison import Unit, share, units_of
 from uml_core.errors import RunError
 from uml_core.evaluation import classifier_accuracy
 from uml_core.heads.stacked import Rows, train_heads
-from uml_core.loop import Fit, learning_rate
+from uml_core.loop import Fit
 from uml_core.modalities.base import Batch
+from uml_core.optimiser import learning_rate
 from uml_core.specs import Recipe, TrainSpec
 
 CLASSES, SHOTS, TEXTS = 50, 4, 1500

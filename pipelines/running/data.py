@@ -283,12 +283,17 @@ def make_round(
     target = data.train[recipe.target]
     own_val = data.val.get(recipe.target)
     train_rows, val_rows = few_shot_split(
-        target.labels, shots, seed, 0 if own_val is not None else None, data.classes
+        target.labels,
+        shots,
+        seed,
+        0 if own_val is not None else None,
+        data.classes,
+        modality=recipe.target,
     )
     if own_val is None:
         val = subset(target, val_rows)
     else:
-        val = _few_of(own_val, val_shots(recipe, shots), seed, data.classes)
+        val = _few_of(own_val, recipe.target, val_shots(recipe, shots), seed, data.classes)
     streams = _auxiliary_streams(recipe, data, seed, folder)
     if recipe.setting == "self_supervised":
         # Self-supervised steps need no labels: every target row outside validation is theirs.
@@ -309,11 +314,15 @@ def val_shots(recipe: Recipe, shots: int | None) -> int | None:
     return None if shots is None else few_val(shots)
 
 
-def _few_of(index: Index, shots: int | None, seed: int, classes: tuple[str, ...]) -> Index:
-    """So many samples of every class that occurs; None: all."""
+def _few_of(
+    index: Index, name: str, shots: int | None, seed: int, classes: tuple[str, ...]
+) -> Index:
+    """So many samples of every class that occurs in this set of modality `name`; None: all."""
     if shots is None:
         return index
-    rows, _ = few_shot_split(index.labels, shots, seed, 0, classes, allow_absent=True)
+    rows, _ = few_shot_split(
+        index.labels, shots, seed, 0, classes, modality=name, allow_absent=True
+    )
     return subset(index, rows)
 
 
@@ -352,7 +361,7 @@ def _auxiliary(
             return first_of_class(index)
         return class_means(index, data.modalities[name], folder / f"{name}-average-000000.tar")
     assert isinstance(shots, int)
-    return _few_of(index, shots, seed, data.classes)
+    return _few_of(index, name, shots, seed, data.classes)
 
 
 def _labelled(recipe: Recipe, target: Index, train_rows: np.ndarray, seed: int) -> np.ndarray:

@@ -153,6 +153,7 @@ class _Evaluation:
             self.recipe.evaluate.split_seeds,
             self.recipe.probe.C,
             self.data.classes,
+            modality=self.target,
         )
         shifts = self._shifts(readouts[TRAINED], test[TRAINED])
         suite = self._suite(test, readouts)

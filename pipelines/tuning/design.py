@@ -90,16 +90,13 @@ class Pricing:
             samples = self.recipe.train.steps * self.recipe.train.batch_size
             fitted = with_samples(changed, samples)
         price = cost(fitted, flops)
-        train = fitted.train
         return Trial(
             key=key,
             arm=arm,
             values=point.values,
             settings=point.settings,
             seeds=list(self.recipe.seeds if seeds is None else seeds),
-            steps=train.steps,
-            validate_every=train.validate_every,
-            warmup_steps=None if train.warmup is None else train.warmup.steps,
+            steps=fitted.train.steps,
             target_samples=price.target_samples,
             flops=price.flops,
             test=test,
@@ -107,7 +104,7 @@ class Pricing:
 
     def spent(self, trial: Trial, batches: Mapping[str, float]) -> float:
         """Operations behind the batches that a trial really took."""
-        flops = self.of(trial.recipe(self.recipe))
+        flops = self.of(override(self.recipe, trial.settings))
         return sum(n * flops[name] for name, n in batches.items())
 
     def of(self, recipe: Recipe) -> dict[str, float]:
@@ -239,7 +236,7 @@ def confirmation(made: Design, best: Trial, baseline: Trial) -> list[Trial]:
     settings = _adaptive(made, best)
     if settings is not None:
         adaptive = price("confirm-adaptive", "uml", Point({}, settings), seeds=seeds, test=True)
-        trials.append(replace(adaptive, steps=best.steps, validate_every=best.validate_every))
+        trials.append(replace(adaptive, steps=best.steps))
     return trials
 
 

@@ -29,13 +29,14 @@ from pipelines.streams.shards import Index
 from pipelines.tuning.held import Held, TrialFeed
 from uml_core.adaptive import Adaptive, Next
 from uml_core.arms import build_fit
+from uml_core.cost import with_steps
 from uml_core.errors import RunError
 from uml_core.evaluation import Evaluate, classifier_accuracy, probe_accuracy, probe_test_accuracy
 from uml_core.loop import Fit, OneProcess, World, train
 from uml_core.modalities.base import Batch
 from uml_core.recipe import override
 from uml_core.schedule import Schedule
-from uml_core.specs import Recipe, TrainSpec, WarmupSpec
+from uml_core.specs import Recipe, TrainSpec
 
 STATE = "state.pt"
 Report = Callable[[dict[str, Any], dict[str, Any] | None], None]  # (metrics, state or None)
@@ -49,7 +50,7 @@ class Trial:
     arm       unimodal, uml or uml_permuted (uml_core/arms.py)
     values    knob -> value, for people
     settings  dotted recipe fields -> value
-    steps, validate_every, warmup_steps   the recipe's, fitted to the budget
+    steps     target batches, fitted to the budget
     flops     operations of one seed's whole run
     test      whether the test set is read at the end
     """
@@ -60,23 +61,13 @@ class Trial:
     settings: dict[str, Any]
     seeds: list[int]
     steps: int
-    validate_every: int
-    warmup_steps: int | None
     target_samples: int
     flops: float
     test: bool = False
 
     def recipe(self, base: Recipe) -> Recipe:
         """The recipe of this configuration, fitted to the budget."""
-        changed = override(base, self.settings)
-        warmup = changed.train.warmup
-        if warmup is not None:
-            kept = self.warmup_steps
-            warmup = None if kept is None else WarmupSpec(warmup.modality, kept)
-        spec = replace(
-            changed.train, steps=self.steps, validate_every=self.validate_every, warmup=warmup
-        )
-        return replace(changed, train=spec)
+        return with_steps(override(base, self.settings), self.steps)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

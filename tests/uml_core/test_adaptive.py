@@ -104,6 +104,21 @@ def test_a_run_never_takes_more_than_its_budget(mean, gains):
     assert all(taken[name] <= most for name, most in policy.most().items())
 
 
+@pytest.mark.parametrize("modality", ["good", "x"])
+def test_a_warm_up_runs_out_of_no_stream(modality):
+    """The lead of an adaptive modality's own warm-up comes on top of what its ratio may ask for."""
+    warm = {"train.warmup": {"modality": modality, "steps": 15}}
+    policy = Adaptive.of(recipe.override(spec(mean=1.0), warm))
+    lead = policy.schedule.lead
+    for step in range(lead + 10, lead + 61, 10):
+        policy.decide(step, {"good": 1.0, "bad": -1.0})
+    taken, most = policy.schedule.consumed(policy.schedule.total), policy.most()
+    assert all(taken[name] <= most[name] for name in most)
+    assert taken["good"] > 15 and most["good"] <= lead + 61
+    budget = taken["good"] - lead + taken["bad"]
+    assert 0.7 * 60 <= budget <= 61  # the warm-up is paid for beside
+
+
 def test_prices_bound_what_is_spent():
     price = {"good": 0.1, "bad": 1.0}
     policy = Adaptive.of(spec(mean=0.5, price=price))

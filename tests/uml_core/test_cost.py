@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+
 import pytest
 import torch
 
@@ -11,7 +14,7 @@ from uml_core.learner import UnpairedLearner
 from uml_core.modalities import KINDS
 from uml_core.modalities.base import Batch
 from uml_core.recipe import override
-from uml_core.specs import ModelSpec
+from uml_core.specs import ModelSpec, TrainSpec
 
 FLOPS = {"image": 100.0, "text": 10.0, "wave": 40.0}
 
@@ -105,3 +108,46 @@ def test_warm_up_keeps_its_share_of_the_run(plain):
     warm = override(plain, {"train.warmup": {"modality": "image", "steps": 3}})
     assert with_steps(warm, 24).train.warmup.steps == 6
     assert with_steps(warm, 1).train.warmup is None  # it would leave no step for the others
+
+
+def test_a_run_of_another_length_is_the_same_method(plain):
+    """Everything that counts steps keeps its share of the run."""
+    made = override(
+        plain,
+        {
+            "modalities.text.ratio": [[0, 2.0], [3, 0.5], [9, 1.0]],
+            "model.trunk_frozen": 6,
+            "train.lr_warmup": 4,
+            "train.gradients_every": 2,
+            "train.warmup": {"modality": "wave", "steps": 2},
+            "train.patience": 3,
+        },
+    )
+    long = with_steps(made, 36)
+    assert long.modalities["text"].ratio == [(0, 2.0), (9, 0.5), (27, 1.0)]
+    assert long.modalities["wave"] == made.modalities["wave"]
+    assert (long.model.trunk_frozen, long.train.lr_warmup) == (18, 12)
+    assert (long.train.gradients_every, long.train.validate_every) == (6, 12)
+    assert (long.train.warmup.steps, long.train.patience) == (6, 3)
+    one, three = (r.schedule().consumed(r.schedule().total) for r in (made, long))
+    assert three == {name: 3 * n for name, n in one.items()}
+    assert with_steps(made, 12) == made
+    recipe.override(with_steps(made, 2), {})  # pieces that fall together leave a legal ratio
+    for frozen in (True, False, 0):
+        fixed = override(plain, {"model.trunk_frozen": frozen, "train.lr_warmup": 0})
+        assert with_steps(fixed, 36).model == fixed.model
+        assert with_steps(fixed, 36).train.lr_warmup == 0
+
+
+def test_every_field_that_counts_steps_is_scaled_or_stays_for_a_reason(plain):
+    """A new field must take its place in one of these sets."""
+    scaled = {"steps", "validate_every", "lr_warmup", "gradients_every", "warmup"}
+    stays = {
+        "checkpoint_every",  # how much a restart loses
+        "patience",  # counts validations
+        "max_failures",
+        "batch_size",
+        "workers",
+    }
+    counts = {f.name for f in dataclasses.fields(TrainSpec) if re.search(r"\bint\b", str(f.type))}
+    assert counts <= scaled | stays, counts - scaled - stays

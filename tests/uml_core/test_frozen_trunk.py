@@ -57,6 +57,8 @@ def test_a_frozen_trunk_keeps_its_weights_for_exactly_its_steps(mode, frozen, fi
     assert moves == {"trunk": list(range(first, STEPS)), "others": list(range(STEPS))}
 
 
-def test_steps_of_a_warm_up_count_as_frozen_steps():
+def test_a_warm_up_on_another_modality_is_frozen_and_does_not_count():
+    """The target-only arm thaws at the same target batch, with a warm-up of others or without."""
     moves = moving_steps(make_fit(5, warmup=Warmup("a", 3)))
-    assert moves["trunk"] == list(range(5, STEPS + 3))
+    assert moves["trunk"] == list(range(3 + 5, STEPS + 3))
+    assert moving_steps(make_fit(0, warmup=Warmup("a", 3)))["trunk"] == list(range(STEPS + 3))

@@ -1,5 +1,8 @@
 """Batched fits of heads end where the general loop ends, fit by fit."""
 
+import dataclasses
+import functools
+
 import pytest
 import torch
 from recipes import changed
@@ -12,6 +15,7 @@ from uml_core.heads import stacked as heads
 from uml_core.heads.stacked import Rows, batchable, train_heads
 from uml_core.loop import train
 from uml_core.modalities.base import Batch
+from uml_core.specs import ModalitySpec, ModelSpec, TrainSpec
 
 CLASSES, BATCH = 4, 6
 
@@ -57,7 +61,10 @@ def stream(r, name, seed):
     return Rows(x, y, order)
 
 
-def both(r, seeds=(0, 1)):
+POINTS = [{"lr": lr, "weight": w} for lr in (0.1, 0.01) for w in (0.3, 1.0)]
+
+
+def both(r, seeds=(0, 1), points=POINTS):
     """The same fits by the general loop, seed by seed, and all at once."""
     streams = {seed: {name: stream(r, name, seed) for name in r.active} for seed in seeds}
     judges = {
@@ -67,7 +74,6 @@ def both(r, seeds=(0, 1)):
     modalities = {name: spec.build() for name, spec in r.modalities.items()}
 
     def build(seed):
-        points = [{"lr": lr, "weight": w} for lr in (0.1, 0.01) for w in (0.3, 1.0)]
         return [
             build_fit(
                 r,
@@ -134,6 +140,108 @@ def test_fits_end_as_those_of_the_general_loop(case):
     check(recipe(**{key: dict(value) for key, value in CASES[case].items()}))
 
 
+# Every field that a fit could be told to train differently by: values that the stacked heads take,
+# LOOP for those that they leave to the general loop, or why a head's fit cannot tell.
+LOOP = "left to the loop"
+TRAIN = {
+    "steps": [31],
+    "lr": [0.03],
+    "weight_decay": [0.0, 2.0],
+    "lr_schedule": ["constant"],
+    "lr_warmup": [0, 15],
+    "lr_factors": [{"stems.x": 0.1, "classifier": 3.0}, {"stems.u.projection": 5}],
+    "clip": LOOP,
+    "label_smoothing": [0.3],
+    "mode": LOOP,
+    "warmup": [{"modality": "t", "steps": 14}, {"modality": "x", "steps": 6}],
+    "validate_every": [7],
+    "gradients_every": [0, 2],
+    "patience": [1],
+    "precision": LOOP,
+    "on_nan": LOOP,
+    "batch_size": "of the streams, which the caller gives",
+    "adaptive": "compare refuses adaptive ratios",
+    "compile": "of the trunk",
+    "parallel": "of one worker's fits",
+    **dict.fromkeys(
+        ("device", "workers", "worker_resources", "data_nodes", "checkpoint_every", "max_failures",
+         "resize_seconds", "storage"),
+        "of the job",
+    ),
+}  # fmt: skip
+MODEL = {
+    "width": [5],
+    "logit_scale": ["learned"],
+    "logit_scale_value": [0.3],
+    "trunk": "none is what makes a head",
+    "head_init": "both start from the same learner",
+    **dict.fromkeys(
+        ("depth", "heads", "ff", "dropout", "norm", "norm_eps", "activation", "input_projection",
+         "input_norm", "positions", "max_positions", "trunk_init", "trunk_frozen"),
+        "of the trunk",
+    ),
+}  # fmt: skip
+MODALITY = {
+    "ratio": [0.0, 0.7, 3.0, [[0, 0.0], [6, 2.0], [15, 0.5]]],
+    "weight": [0.2, 5.0],
+    "kind": "vectors are what makes a head",
+    "options": "of the stem, which both have",
+    **dict.fromkeys(("train", "val", "test", "shots"), "of the data"),
+}
+
+
+def options():
+    """(group, field, value) of everything above that the stacked heads take."""
+    for group, table in (("train", TRAIN), ("model", MODEL), ("modality", MODALITY)):
+        for name, values in table.items():
+            yield from ((group, name, v) for v in (values if isinstance(values, list) else ()))
+
+
+def with_option(group, name, value):
+    if group == "modality":
+        return recipe(modalities={"u": {name: value}})
+    if name == "width":
+        return recipe(model={name: value}, modalities={"t": {"dim": value}})
+    return recipe(**{group: {name: value}})
+
+
+FEW = ({}, {"lr": 0.1, "weight": 0.3})
+
+
+@functools.cache
+def usual():
+    """The fits without any option."""
+    return both(recipe(), (0,), FEW)[0]
+
+
+def test_every_option_is_compared_left_to_the_loop_or_cannot_tell():
+    """A new field must take its place in one of the tables."""
+    for spec, table in ((TrainSpec, TRAIN), (ModelSpec, MODEL), (ModalitySpec, MODALITY)):
+        assert {f.name for f in dataclasses.fields(spec)} == table.keys()
+    left = {"clip": 1.0, "mode": "alternate", "precision": "bf16", "on_nan": "skip"}
+    assert left.keys() == {name for name, values in TRAIN.items() if values == LOOP}
+    assert not any(batchable(recipe(train={name: value})) for name, value in left.items())
+    assert not batchable(recipe(modalities={"u": {"ratio": "adaptive"}}))
+
+
+@pytest.mark.parametrize("option", list(options()), ids=str)
+def test_every_option_gives_the_weights_of_the_general_loop(option):
+    r = with_option(*option)
+    assert batchable(r)
+    alone, together = both(r, (0,), FEW)
+    moved = 0.0
+    for one, other, plain in zip(alone, together, usual(), strict=True):
+        assert one.history["steps"] == other.history["steps"]
+        for name, value in one.learner.state_dict().items():
+            found = other.learner.state_dict()[name]
+            torch.testing.assert_close(found, value, rtol=1e-3, atol=2e-5, msg=f"{one.name} {name}")
+            before = plain.learner.state_dict().get(name, torch.tensor(torch.inf))
+            same = before.shape == value.shape
+            moved = max(moved, float((before - value).abs().max()) if same else torch.inf)
+    looks = option[1] in ("validate_every", "gradients_every")
+    assert (moved < 1e-6) if looks else (moved > 1e-3)  # the option does something here
+
+
 @pytest.mark.parametrize("size", [1, 5000], ids=["one by one", "a few at a time"])
 def test_the_size_of_a_stack_changes_nothing(size, monkeypatch):
     monkeypatch.setitem(heads.STACK_BYTES, "cpu", size)
@@ -178,18 +286,8 @@ def test_a_fit_that_diverges_leaves_the_others_alone():
         train_heads(fits, [rows] * 3, [judge] * 3, schedule=r.schedule())
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"model": {"trunk": "transformer"}},
-        {"train": {"mode": "alternate"}},
-        {"train": {"clip": 1.0}},
-        {"train": {"on_nan": "skip"}},
-        {"train": {"precision": "bf16"}},
-    ],
-)
-def test_other_fits_are_left_to_the_general_loop(changes):
-    assert not batchable(recipe(**changes))
+def test_a_trunk_is_left_to_the_general_loop():
+    assert not batchable(recipe(model={"trunk": "transformer"}))
 
 
 def test_every_fit_of_a_comparison_knows_its_own_settings():

@@ -11,9 +11,10 @@ from ranks import both
 from uml_core.controls import PermutedLabels
 from uml_core.errors import RunError
 from uml_core.learner import UnpairedLearner
-from uml_core.loop import Fit, accuracy, learning_rate, train
+from uml_core.loop import Fit, accuracy, train
 from uml_core.modalities import KINDS
 from uml_core.modalities.base import Batch
+from uml_core.optimiser import learning_rate
 from uml_core.schedule import Schedule, Warmup
 from uml_core.specs import ModelSpec, TrainSpec
 
@@ -181,24 +182,29 @@ def test_training_lowers_the_loss_and_the_views_are_applied():
 # ------------------------------------------------------------------------- learning rate
 
 
-def test_learning_rate_closed_form():
-    spec = TrainSpec(lr=2.0, lr_warmup=3)
-    assert [learning_rate(spec, t, 103) for t in range(4)] == [0.5, 1.0, 1.5, 2.0]
-    assert learning_rate(spec, 53, 103) == pytest.approx(1.0)
-    assert learning_rate(spec, 102, 103) == pytest.approx(1 + math.cos(math.pi * 0.99), abs=1e-9)
-    constant = dataclasses.replace(spec, lr_schedule="constant")
-    assert learning_rate(constant, 1, 103) == 1.0 and learning_rate(constant, 99, 103) == 2.0
-    assert learning_rate(TrainSpec(lr=1.0, lr_warmup=0), 0, 1) == 1.0
-
-
 @pytest.mark.parametrize("warmup", [None, Warmup("x", 4), Warmup("a", 4)])
 def test_the_optimiser_gets_the_rate_of_the_step(warmup):
     fit, rates = make_fit(warmup=warmup), []
     step = fit.optimizer.step
     fit.optimizer.step = lambda: (rates.append(fit.optimizer.param_groups[0]["lr"]), step())
     run(fit)
-    total = fit.schedule.total
-    assert rates == [learning_rate(fit.spec, t, total) for t in range(total)]
+    lead = fit.schedule.lead
+    assert rates == [learning_rate(fit.spec, t, 12, lead) for t in range(lead + 12)]
+
+
+def test_a_warm_up_on_an_auxiliary_changes_nothing_for_the_target_alone():
+    """Rates, thaw, dropout and weights are functions of the target batches."""
+
+    def trained(warmup):
+        model = ModelSpec(width=8, depth=1, heads=2, dropout=0.3, trunk_frozen=5)
+        fit, rates = make_fit({}, model=model, warmup=warmup), []
+        step = fit.optimizer.step
+        fit.optimizer.step = lambda: (rates.append(fit.optimizer.param_groups[0]["lr"]), step())
+        return run(fit), rates
+
+    (plain, rates), (after, others) = trained(None), trained(Warmup("a", 9))
+    assert len(rates) == 12 and sum(rates) == sum(others) and max(others) == 0.01
+    assert same(weights_of(plain), weights_of(after))
 
 
 # ----------------------------------------------------------------- validation and stopping

@@ -140,46 +140,50 @@ LABELS = np.random.default_rng(3).permutation(np.repeat([0, 1, 2, -1], [40, 25, 
 
 
 def test_few_shot_subsets_are_nested_and_val_is_disjoint_from_all():
-    splits = {k: few_shot_split(LABELS, k, seed=5) for k in (1, 2, 4, 8, 16)}
+    splits = {k: few_shot_split(LABELS, k, seed=5, modality="x") for k in (1, 2, 4, 8, 16)}
     for k, (train, val) in splits.items():
         assert np.bincount(LABELS[train]).tolist() == [k] * 3
         assert np.bincount(LABELS[val]).tolist() == [min(4, k)] * 3
         assert set(splits.get(k // 2, ([], []))[0]) <= set(train)
         assert not set(val) & set(splits[16][0])
-    again = few_shot_split(LABELS, 8, seed=5)
+    again = few_shot_split(LABELS, 8, seed=5, modality="x")
     assert [a.tolist() for a in again] == [a.tolist() for a in splits[8]]
-    assert few_shot_split(LABELS, 8, seed=6)[0].tolist() != again[0].tolist()
+    assert few_shot_split(LABELS, 8, seed=6, modality="x")[0].tolist() != again[0].tolist()
 
 
-def test_a_class_is_drawn_independently_of_the_others():
+def test_a_class_is_drawn_independently_of_the_others_and_of_other_modalities():
     rows = LABELS == 1
-    alone = few_shot_split(np.where(rows, LABELS, -1), 4, seed=0)[0]
-    assert set(alone) <= set(few_shot_split(LABELS, 4, seed=0)[0])
-    first, second = few_shot_split(np.repeat([0, 1], 40), 20, seed=0)[0].reshape(2, 20)
+    alone = few_shot_split(np.where(rows, LABELS, -1), 4, seed=0, modality="x")[0]
+    assert set(alone) <= set(few_shot_split(LABELS, 4, seed=0, modality="x")[0])
+    other = few_shot_split(LABELS, 8, seed=0, modality="y")[0]
+    assert other.tolist() != few_shot_split(LABELS, 8, seed=0, modality="x")[0].tolist()
+    first, second = few_shot_split(np.repeat([0, 1], 40), 20, seed=0, modality="x")[0].reshape(
+        2, 20
+    )
     assert first.tolist() != (second - 40).tolist()  # and classes do not share one draw
 
 
 def test_all_shots_keep_a_tenth_of_each_class():
-    train, val = few_shot_split(LABELS, None, seed=0)
+    train, val = few_shot_split(LABELS, None, seed=0, modality="x")
     assert np.bincount(LABELS[val]).tolist() == [4, 3, 6]  # 2.5 rounds up
     assert sorted([*train, *val]) == np.flatnonzero(LABELS >= 0).tolist()
-    tiny = few_shot_split(np.array([0, 0, 1, 1, 1]), None, seed=0)
+    tiny = few_shot_split(np.array([0, 0, 1, 1, 1]), None, seed=0, modality="x")
     assert [len(a) for a in tiny] == [3, 2]
-    train, val = few_shot_split(LABELS, 3, seed=0, val_per_class=0)
+    train, val = few_shot_split(LABELS, 3, seed=0, modality="x", val_per_class=0)
     assert (len(train), len(val)) == (9, 0)
 
 
 def test_too_few_samples_name_every_class_with_counts():
     labels = np.array([0] * 9 + [1] * 30 + [2] * 5)
     with pytest.raises(UserError) as error:
-        few_shot_split(labels, 8, 0, classes=["cat", "dog", "emu", "fox"])
+        few_shot_split(labels, 8, 0, classes=["cat", "dog", "emu", "fox"], modality="x")
     assert len(error.value.problems) == 3
     assert "'cat' has 9 samples but 8 for training and 4" in error.value.problems[0]
     assert "'emu' has 5" in error.value.problems[1]
     assert "'fox' has 0" in error.value.problems[2]
     with pytest.raises(UserError, match="at least 1"):
-        few_shot_split(labels, 0, 0)
+        few_shot_split(labels, 0, 0, modality="x")
     with pytest.raises(UserError, match="label 2 occurs but there are 2"):
-        few_shot_split(labels, 1, 0, classes=["cat", "dog"])
+        few_shot_split(labels, 1, 0, classes=["cat", "dog"], modality="x")
     with pytest.raises(UserError, match="no labelled"):
-        few_shot_split(np.full(4, -1), 1, 0)
+        few_shot_split(np.full(4, -1), 1, 0, modality="x")

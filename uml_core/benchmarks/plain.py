@@ -1,7 +1,8 @@
 """The plain PyTorch script that `uml_core.benchmarks.step` measures the training step against.
 
 What one writes without this project: `nn.TransformerEncoder`, one forward per modality, the sum
-of the losses, one backward, one AdamW step. No needless mask: the causal one is made once and is
+of the losses, one backward, one AdamW step
+(weight decay on matrices alone). No needless mask: the causal one is made once and is
 a hint only (`is_causal`), so that PyTorch takes its own fast path.
 """
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from uml_core.learner import UnpairedLearner
 from uml_core.modalities import KINDS
 from uml_core.modalities.base import Batch
-from uml_core.specs import ModelSpec
+from uml_core.specs import ModelSpec, TrainSpec
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,17 @@ def plain_name(name: str) -> str:
         for ours, theirs in _PARTS.items():
             name = name.replace(f".{ours}", f".{theirs}")
     return name
+
+
+def plain_optimizer(model: Plain, spec: TrainSpec) -> torch.optim.Optimizer:
+    """AdamW with weight decay on matrices alone."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [
+        {"params": matrices, "weight_decay": spec.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, spec.lr)
 
 
 def plain_step(

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from uml_core.benchmarks.plain import Case, Plain, plain_step
+from uml_core.benchmarks.plain import Case, Plain, plain_optimizer, plain_step
 from uml_core.cost import batch_flops
 from uml_core.loop import Fit
 from uml_core.modalities.base import Batch
@@ -99,7 +99,7 @@ def steps_of(case: Case, device: torch.device, spec: TrainSpec = SPEC) -> tuple[
     fit = fit_of(case, device, spec)
     plain = Plain(case).to(device)
     plain.copy_from(fit.learner)
-    optimizer = torch.optim.AdamW(plain.parameters(), SPEC.lr, weight_decay=SPEC.weight_decay)
+    optimizer = plain_optimizer(plain, SPEC)
     batches = case.batches(device)
     numbered: Mapping[str, list[tuple[int, Batch]]] = {n: [(0, b)] for n, b in batches.items()}
     return lambda: fit.step(numbered, 0), lambda: plain_step(plain, optimizer, batches)

@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from uml_core.loop import Fit, learning_rate, raise_if_all_diverged, validate
+from uml_core.loop import Fit, raise_if_all_diverged, validate
 from uml_core.modalities.base import Batch
+from uml_core.optimiser import alike, learning_rate, rules
 from uml_core.schedule import Schedule
 from uml_core.specs import Recipe
 
@@ -52,6 +53,7 @@ def batchable(recipe: Recipe) -> bool:
     train, model = recipe.train, recipe.model
     return (
         recipe.setting == "supervised"
+        and not recipe.adaptive
         and model.trunk == "none"
         and all(recipe.modalities[name].kind == "vector" for name in recipe.active)
         and (train.mode, train.precision, train.on_nan) == ("joint", "fp32", "stop")
@@ -156,6 +158,7 @@ class _Stack:
         self.device, self.model = first.device, first.learner.spec
         self.smoothing = first.learner.label_smoothing
         self.names = _taken(first)
+        self.rules = rules(first.learner, first.spec)
         self.drawn = [_drawn(fit, rows) for fit, rows in zip(fits, streams, strict=True)]
         self.banks = {name: _Bank(name, fits, streams) for name in self.names}
         values = {
@@ -294,25 +297,28 @@ class _Stack:
             self.gradients[at].copy_(value)
         return list(found)
 
-    def _update(self, reached: Sequence[str], step: int) -> None:
+    def _update(self, reached: list[str], step: int) -> None:
         """One AdamW step, as `Fit`'s optimiser makes it, of the weights that were reached."""
-        spec = self.fits[0].spec
-        adamw(
-            [self.weights[name] for name in reached],
-            [self.gradients[name] for name in reached],
-            [self.moments[name][0] for name in reached],
-            [self.moments[name][1] for name in reached],
-            [],
-            [self.updates[name] for name in reached],
-            fused=True,
-            amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
-            lr=learning_rate(spec, step, self.schedule.total),
-            weight_decay=spec.weight_decay,
-            eps=1e-8,
-            maximize=False,
-        )
+        spec, schedule = self.fits[0].spec, self.schedule
+        rate = learning_rate(spec, step, schedule.steps, schedule.lead)
+        for names in alike(self.rules, reached):
+            factor, decay = self.rules[names[0]]
+            adamw(
+                [self.weights[name] for name in names],
+                [self.gradients[name] for name in names],
+                [self.moments[name][0] for name in names],
+                [self.moments[name][1] for name in names],
+                [],
+                [self.updates[name] for name in names],
+                fused=True,
+                amsgrad=False,
+                beta1=0.9,
+                beta2=0.999,
+                lr=rate * factor,
+                weight_decay=decay,
+                eps=1e-8,
+                maximize=False,
+            )
 
     # ------------------------------------------------------------------ what fits are told
 

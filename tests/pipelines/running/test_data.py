@@ -222,3 +222,23 @@ def test_features_of_two_encoders_are_not_one_modality(tmp_path):
     shards("test", None)
     with pytest.raises(UserError, match=r"none that is known, transformers:vit"):
         open_data(recipe)
+
+
+def test_few_shots_of_sets_stored_pair_by_pair_are_no_pairs(tmp_path):
+    """Row i of one shows what row i of the other says: the draws must not go side by side."""
+    labels = np.arange(120) % 3
+    rng = np.random.default_rng(0)
+    for name in ("image-train", "text-train", "image-test"):
+        samples = [
+            Sample(f"{i:03d}", "npy", npy(rng.normal(size=3)), int(k)) for i, k in enumerate(labels)
+        ]
+        write_shards(samples, str(tmp_path), name, "vector")
+    write_classes(str(tmp_path), NAMES[:3])
+    made = recipe(tmp_path, text={"shots": 4})
+    data = open_data(made)
+    shared = []
+    for seed in range(20):
+        train = make_round(made, data, seed, 4).train
+        assert np.bincount(labels[train["text"].picked]).tolist() == [4, 4, 4]
+        shared.append(len(set(train["image"].picked) & set(train["text"].picked)))
+    assert np.mean(shared) < 3  # 3 x 4 x 4 / 40 = 1.2 by chance; all 12 with one common draw

@@ -18,8 +18,6 @@ def build(key: str, **changes: Any) -> Trial:
         "settings": {"modalities.text.ratio": 2.0},
         "seeds": [0, 1],
         "steps": 10,
-        "validate_every": 5,
-        "warmup_steps": None,
         "target_samples": 80,
         "flops": 1e9,
     }

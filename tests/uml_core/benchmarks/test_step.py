@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from uml_core.benchmarks import step
-from uml_core.benchmarks.plain import Plain, plain_name, plain_step
+from uml_core.benchmarks.plain import Plain, plain_name, plain_optimizer, plain_step
 
 
 def without_dropout(case):
@@ -32,9 +32,7 @@ def test_both_sides_do_the_same_arithmetic(name):
     renamed = {plain_name(k): g for k, g in ours.items()}
     for key, parameter in plain.named_parameters():
         torch.testing.assert_close(renamed[key], parameter.grad, rtol=1e-4, atol=1e-6)
-    optimizer = torch.optim.AdamW(
-        plain.parameters(), step.SPEC.lr, weight_decay=step.SPEC.weight_decay
-    )
+    optimizer = plain_optimizer(plain, step.SPEC)
     for number in range(3):
         fit.step({n: [(0, b)] for n, b in batches.items()}, number)
         plain_step(plain, optimizer, batches)

@@ -16,10 +16,10 @@ from uml_core.encoders.base import Wanted
 from uml_core.errors import UserError
 from uml_core.export import load, target_model
 from uml_core.learner import UnpairedLearner
-from uml_core.loop import parameter_groups
 from uml_core.modalities import KINDS, Batch
+from uml_core.optimiser import parameter_groups
 from uml_core.recipe import from_dict
-from uml_core.specs import ModelSpec
+from uml_core.specs import ModelSpec, TrainSpec
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_the_right_weights_train(folder, tune, trains):
     learner = stemmed(folder, tune=tune)
     before = {n: p.detach().clone() for n, p in learner.named_parameters()}
     made = batch(learner)
-    optimizer = torch.optim.AdamW(parameter_groups(learner, {}), lr=1e-2)
+    optimizer = torch.optim.AdamW(parameter_groups(learner, TrainSpec()), lr=1e-2)
     for _ in range(2):
         gradients(learner, made)
         optimizer.step()
@@ -100,7 +100,8 @@ def test_recomputing_changes_no_gradient(folder):
 
 def test_parts_have_learning_rates_of_their_own(folder):
     learner = stemmed(folder)
-    groups = parameter_groups(learner, {"stems.image": 0.5, "stems.image.network": 0.01})
+    spec = TrainSpec(lr_factors={"stems.image": 0.5, "stems.image.network": 0.01})
+    groups = parameter_groups(learner, spec)
     factors = {id(p): g["factor"] for g in groups for p in g["params"]}
     for name, parameter in learner.named_parameters():
         inside = "stems.image.network" in name
