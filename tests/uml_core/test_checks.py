@@ -1,4 +1,4 @@
-"""What types cannot say of a recipe that measures an exchange rate; the rest is in test_recipe."""
+"""What types cannot say of exchange rates and class tokens; the rest is in test_recipe."""
 
 from __future__ import annotations
 
@@ -55,3 +55,19 @@ def test_an_exchange_rate_is_that_of_one_modality():
         from_dict(raw)
     raw["modalities"]["more"]["ratio"] = 0
     assert from_dict(raw).exchange == ("text", [1, 5])
+
+
+def test_a_class_token_needs_blocks_to_show_it_the_picture():
+    def told(**model):
+        raw = copy.deepcopy(RAW) | {"model": model}
+        raw["modalities"]["text"]["shots"] = 5
+        raw["modalities"]["image"] |= {"stem": "patches", "class_token": True}
+        with pytest.raises(UserError) as caught:
+            from_dict(raw)
+        [problem] = caught.value.problems
+        return problem
+
+    assert told(trunk="none").startswith("modalities.image.class_token: without a trunk this token")
+    assert told(depth=0).startswith("model.depth: 0 leaves a trunk without blocks")
+    raw = copy.deepcopy(RAW) | {"model": {"trunk": "none", "depth": 0}}
+    assert from_dict(raw).model.trunk == "none"  # says the same thing twice

@@ -138,15 +138,6 @@ def test_a_trunk_is_frozen_never_always_or_for_its_first_steps():
         assert [model.frozen_at(step) for step in steps] == [bool(f) for f in frozen]
 
 
-def test_a_class_token_needs_blocks_to_show_it_the_picture():
-    token = {"modalities__image__stem": "patches", "modalities__image__class_token": True}
-    from_dict(small(**token))
-    told = only(small(**token, model={"trunk": "none"}))
-    assert told.startswith("modalities.image.class_token: without a trunk this token sees nothing")
-    assert only(small(**token, model={"depth": 0})).startswith("model.depth: 0 leaves")
-    from_dict(small(model={"trunk": "none", "depth": 0}))  # says the same thing twice
-
-
 def test_grid_points_are_the_product_of_an_arms_axes():
     spec = CompareSpec({"lr": [1, 2]}, {"weight": [3, 4]}, {"weight_decay": [5, 6]})
     assert grid_points(spec, auxiliary=True) == [

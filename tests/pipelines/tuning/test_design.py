@@ -51,6 +51,27 @@ def test_a_batch_size_changes_the_steps_and_not_the_samples(make):
     assert {t.steps for t in made.trials} == {12, 3}  # batches of 8 and 32
 
 
+def test_trials_of_other_lengths_are_the_same_method(make):
+    """What counts steps keeps its share of the run in the trial that is trained, too."""
+    changes = {
+        "modalities.wave.ratio": [[0, 1.0], [6, 0.0]],
+        "model.trunk_frozen": 6,
+        "train.lr_warmup": 4,
+        "train.steps": 12,
+    }
+    made = make("paper_grid", **{**changes, "sweep.search": "random", "sweep.trials": 20})
+    lengths = set()
+    for trial in made.points:
+        trained = trial.recipe(made.recipe)
+        lengths.add(trial.steps)
+        assert trained.train.steps == trial.steps
+        assert trained.model.trunk_frozen == round(trial.steps / 2)
+        assert trained.train.lr_warmup == trial.steps // 3
+        if isinstance(trained.modalities["wave"].ratio, list):
+            assert trained.modalities["wave"].ratio[1][0] == round(trial.steps / 2)
+    assert lengths == {12, 3}
+
+
 def test_the_confirmation_holds_best_control_baseline_and_a_learned_mix_of_equal_cost(make):
     made = make("modality_ratio", **{"train.steps": 100})
     best = max(made.points, key=lambda t: t.flops)

@@ -70,7 +70,7 @@ def test_held_samples_make_the_batches_of_the_streams(shared):
 
 
 def test_what_is_not_held_is_read_and_gives_the_same_result(shared):
-    one = trial(shared, steps=6, validate_every=3)
+    one = trial(shared, steps=6)
     _, held, _ = run(one, shared)
     _, read, _ = run(one, shared, caches={})
     assert held[-1]["val_accuracies"] == read[-1]["val_accuracies"]
