@@ -41,12 +41,13 @@ from pipelines import cli
 from pipelines.predict import (
     add_pool_arguments,
     check_pool_arguments,
-    keep_request,
     wanted_nodes,
 )
 from pipelines.reporting import terminal
 from pipelines.running.actors import Part, Report, parts_of, run_parts
 from pipelines.running.decoded import decoded
+from pipelines.running.folder import kept
+from pipelines.running.lock import alone
 from pipelines.sources import holdings
 from pipelines.sources.inputs import Raw, ShardInputs
 from pipelines.streams.index import (
@@ -106,7 +107,8 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out or f"{args.data.rstrip('/')}-features").resolve()
     found = locate(args.encoder)
     wanted = Wanted("tokens" if args.tokens else "pooled", args.pooling, args.bf16)
-    _check_out(out, modality, args.resume, next(iter(splits.values())).classes)
+    classes = next(iter(splits.values())).classes
+    _check_out(out, modality, args.resume, classes)
     if args.dry_run:
         for split, index in splits.items():
             print(f"{modality} {split}: {len(index)} samples of kind {kind}")
@@ -114,21 +116,24 @@ def run(args: argparse.Namespace) -> int:
         return 0
     open_encoder(found, kind, wanted)  # what is wrong with it is told before anything is written
     stage = out / f".uml-embed-{modality}"
-    stage.mkdir(parents=True, exist_ok=True)
     work = Embedding(found, kind, wanted, splits, str(stage), modality, args)
-    keep_request(stage, work.request())
     samples = sum(map(len, splits.values()))
-    reports = run_parts(
-        work,
-        work.parts(),
-        stage / "progress.jsonl",
-        title=f"Encoding {modality}",
-        quarantine=Quarantine(out / FILE, args.quarantine_budget, modality=modality, rows=samples),
-        actors=args.actors,
-        device=args.device,
-        nodes=wanted_nodes(args),
-    )
-    shards = _publish(out, stage, reports, next(iter(splits.values())).classes)
+    with alone(out):
+        _check_out(out, modality, args.resume, classes)  # another job may have ended since
+        kept(stage, work.request())
+        reports = run_parts(
+            work,
+            work.parts(),
+            stage / "progress.jsonl",
+            title=f"Encoding {modality}",
+            quarantine=Quarantine(
+                out / FILE, args.quarantine_budget, modality=modality, rows=samples
+            ),
+            actors=args.actors,
+            device=args.device,
+            nodes=wanted_nodes(args),
+        )
+        shards = _publish(out, stage, reports, classes)
     result = _result(modality, reports, shards, time.monotonic() - began)
     if args.json:
         print(json.dumps(result))

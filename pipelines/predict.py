@@ -34,11 +34,14 @@ import pyarrow.parquet as pq
 import torch
 
 from pipelines import cli
-from pipelines.files import replaced
+from pipelines.files import file_sha256, replaced
 from pipelines.reporting import terminal
+from pipelines.reporting.provenance import combined_sha256
 from pipelines.running.actors import Part, Report, parts_of, run_parts
 from pipelines.running.data import write_json
 from pipelines.running.decoded import decoded
+from pipelines.running.folder import kept
+from pipelines.running.lock import alone
 from pipelines.sources.inputs import Inputs, ShardInputs, open_inputs
 from pipelines.streams.quarantine import FILE, Quarantine
 from uml_core.encoders import Encoder, open_encoder
@@ -125,22 +128,23 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print(f"{len(inputs)} samples of kind {inputs.kind} -> {out}")
         return 0
-    (out / "predictions").mkdir(parents=True, exist_ok=True)
-    keep_request(out, work.request() | {"per_part": args.per_part})
-    reports = run_parts(
-        work,
-        parts_of(len(inputs), args.per_part),
-        out / JOURNAL,
-        title="Predicting",
-        quarantine=Quarantine(
-            out / FILE, args.quarantine_budget, modality=model.name, rows=len(inputs)
-        ),
-        actors=args.actors,
-        device=args.device,
-        nodes=wanted_nodes(args),
-    )
-    result = _result(model, inputs, reports, time.monotonic() - began)
-    write_json(out / "predict.json", result)
+    with alone(out):
+        kept(out, work.request() | {"per_part": args.per_part})
+        (out / "predictions").mkdir(exist_ok=True)
+        reports = run_parts(
+            work,
+            parts_of(len(inputs), args.per_part),
+            out / JOURNAL,
+            title="Predicting",
+            quarantine=Quarantine(
+                out / FILE, args.quarantine_budget, modality=model.name, rows=len(inputs)
+            ),
+            actors=args.actors,
+            device=args.device,
+            nodes=wanted_nodes(args),
+        )
+        result = _result(model, inputs, reports, time.monotonic() - began)
+        write_json(out / "predict.json", result)
     if args.json:
         print(json.dumps(result))
         return 0
@@ -175,20 +179,6 @@ def model_folder(path: Path) -> Path:
     return next((place for place in places if (place / FACTS).is_file()), path)
 
 
-def keep_request(out: Path, request: dict[str, Any], name: str = "request.json") -> None:
-    """What a job in `out` was asked for; raises UserError where that was something else."""
-    path = out / name
-    if path.is_file():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        differ = sorted(k for k in {*known, *request} if known.get(k) != request.get(k))
-        if differ:
-            raise UserError(
-                f"--resume: {out} holds another job ({', '.join(differ)} differ): use the same "
-                "arguments, or another --out"
-            )
-    write_json(path, request)
-
-
 @dataclass
 class Predicting:
     """What an actor of `uml predict` does; see `actors.Work`."""
@@ -208,11 +198,17 @@ class Predicting:
     def request(self) -> dict[str, Any]:
         """What must be the same for a job to go on."""
         return {
-            "model": self.folder,
+            "model": self._model_sha256(),
+            "data": self.inputs.fingerprint,
             "samples": len(self.inputs),
             "embeddings": self.embeddings,
-            "encoder": str(self.encoder[0].path) if self.encoder else None,
+            "encoder": self.encoder[0].weights_sha256() if self.encoder else None,
         }
+
+    def _model_sha256(self) -> str:
+        """Of the weights and of what model.json says; where they lie does not matter."""
+        files = [*sorted(Path(self.folder).glob("*.safetensors")), Path(self.folder, FACTS)]
+        return combined_sha256(file_sha256(path) for path in files)
 
     def open(self, device: str) -> Callable[[Part], Report]:
         encoder = None

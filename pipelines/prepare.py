@@ -20,8 +20,8 @@ On a cluster, SOURCE and --out must be visible to every node.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ from typing import Any
 
 from pipelines import cli
 from pipelines.reporting import terminal
+from pipelines.running.lock import alone, content
 from pipelines.sources import guards, holdings
 from pipelines.sources.decoding import kind_options
 from pipelines.sources.descriptions import is_descriptions, read_descriptions
@@ -41,6 +42,7 @@ from pipelines.streams.index import (
     MAX_INDEX_BYTES,
     Shard,
     from_json,
+    load_shards,
     read_json,
     write_json,
 )
@@ -113,6 +115,12 @@ def run(args: argparse.Namespace) -> int:
         return _run_world(args)
     source = Path(args.source)
     folder = _out_folder(args.out or Path("data") / source.stem)
+    with contextlib.nullcontext() if args.dry_run else alone(folder):
+        return _run_source(args, source, _out_folder(folder))
+
+
+def _run_source(args: argparse.Namespace, source: Path, folder: Path) -> int:
+    """The person's own data, into a folder that this process has for itself."""
     columns = (args.text_column, args.label_column, args.file_column, args.id_column)
     try:
         if is_descriptions(source):
@@ -187,9 +195,14 @@ def ensure_world(spec: WorldSpec, folder: Path) -> None:
             f"{folder} holds another draw of world {spec.name} (see {WORLD_NAME} there): remove "
             "it, or give another data_root"
         )
-    if not any(folder.glob("*.tar")):
-        write_world(world, folder, spec.seed, counts)
-        write_json(str(folder / WORLD_NAME), wanted)
+    if any(folder.glob("*.tar")):
+        return
+    with alone(folder, wait=True):  # several first runs may want it at once
+        if not any(folder.glob("*.tar")):
+            write_world(world, folder, spec.seed, counts)
+            write_json(str(folder / WORLD_NAME), wanted)
+            return
+    ensure_world(spec, folder)  # what another has drawn may be another draw
 
 
 def _run_world(args: argparse.Namespace) -> int:
@@ -208,19 +221,20 @@ def _run_world(args: argparse.Namespace) -> int:
         world.sample(modality, split, n, args.seed)  # raises for more than there is
     folder = _out_folder(args.out or Path("data") / world.name)
     wanted = _draw_of(world, args.seed, counts)
-    if folder.exists() and any(folder.iterdir()):
-        if read_json(str(folder / WORLD_NAME), MAX_INDEX_BYTES) != wanted:
-            raise UserError(f"{folder} already holds data: choose another --out, or remove it")
-        print(f"{holdings.shown_path(folder)} already holds just this draw: nothing to do")
-        return 0
-    if args.dry_run:
-        for (modality, split), n in counts.items():
-            print(f"{modality} {split}: {n} samples of {len(world.class_names)} classes")
-        print(f"would be written to {folder}")
-        return 0
-    shards = write_world(world, folder, args.seed, counts, args.per_shard)
-    write_json(str(folder / WORLD_NAME), wanted)
-    _print_result(args, folder, shards, [])
+    with contextlib.nullcontext() if args.dry_run else alone(folder):
+        if content(folder):
+            if read_json(str(folder / WORLD_NAME), MAX_INDEX_BYTES) != wanted:
+                raise UserError(f"{folder} already holds data: choose another --out, or remove it")
+            print(f"{holdings.shown_path(folder)} already holds just this draw: nothing to do")
+            return 0
+        if args.dry_run:
+            for (modality, split), n in counts.items():
+                print(f"{modality} {split}: {n} samples of {len(world.class_names)} classes")
+            print(f"would be written to {folder}")
+            return 0
+        shards = write_world(world, folder, args.seed, counts, args.per_shard)
+        write_json(str(folder / WORLD_NAME), wanted)
+        _print_result(args, folder, shards, [])
     return 0
 
 
@@ -250,7 +264,7 @@ def _out_folder(out: str | Path) -> Path:
         return folder
     if not folder.is_dir():
         raise UserError(f"{folder} is a file: give a folder as --out")
-    names = os.listdir(folder)
+    names = content(folder)
     if names and not {INDEX_NAME, CLASSES_NAME} & set(names):
         raise UserError(f"{folder} holds other files: choose another --out, or remove them")
     return folder
@@ -409,9 +423,14 @@ def _print_result(
 def _groups(folder: Path) -> holdings.Groups:
     """Everything that the folder's index lists."""
     found = read_json(str(folder / INDEX_NAME), MAX_INDEX_BYTES) or {}
-    shards = [from_json(entry, str(folder / name)) for name, entry in found["shards"].items()]
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for name, entry in found["shards"].items():
+        if (listed := from_json(entry, str(folder / name))) is not None:
+            kinds[listed.kind].append(listed.url)
+    # As they are now: an older modality's shards may have been written anew since.
+    shards = [shard for kind, urls in kinds.items() for shard in load_shards(urls, kind)]
     names = read_json(str(folder / CLASSES_NAME), MAX_INDEX_BYTES)
-    return holdings.group([s for s in shards if s is not None], tuple(names) if names else None)
+    return holdings.group(shards, tuple(names) if names else None)
 
 
 def _plural(count: int, word: str) -> str:

@@ -29,14 +29,14 @@ from pipelines.reporting import provenance, terminal
 from pipelines.reporting.sweep_plots import save_frontier
 from pipelines.reporting.sweep_terminal import print_sweep
 from pipelines.running.data import write_json
+from pipelines.running.folder import FREE_IN_A_SWEEP, opened
 from pipelines.running.preflight import preflight
 from pipelines.running.runtime import ray_session
 from pipelines.tracking import PARENT, Tracker
-from pipelines.tuning.design import Design, design
+from pipelines.tuning.design import design
 from pipelines.tuning.driver import Sweep
 from pipelines.tuning.plan import describe
 from tune_spaces.base import find, packaged
-from uml_core.errors import UserError
 
 TAKES_RECIPE = True
 
@@ -67,26 +67,22 @@ def run(args: argparse.Namespace) -> int:
         print(describe(made))
         return 0
     preflight(recipe, made.data, out, workers=recipe.sweep.workers, tunes=True)
-    _begin(out, made)
     for warning in made.data.warnings:
         terminal.note(warning)
-    with ray_session(recipe.sweep.workers, len(made.data.modalities)):
-        environment = provenance.environment(
-            data=provenance.data_facts(made.data.indices()),
-            placement={},
-            guards=made.data.guards,
-            quarantined=0,
-        )
-        with Tracker.open(out, recipe.name) as tracker:
-            tags = provenance.tags(environment) | {"space": space.name, "job": "sweep"}
-            tracker.start(PARENT, f"sweep {recipe.name}", params=recipe.to_dict(), tags=tags)
-            sweep = Sweep(made, out, tracker, recipe.train.workers)
-            found = sweep.run()
-            environment |= sweep.facts()
-            found["wall_seconds"] = round(time.monotonic() - began, 1)
-            _write(out, found, environment)
-            _track(tracker, out, found)
-            where = tracker.where
+    with (
+        opened(out, made.recipe, made.data, FREE_IN_A_SWEEP, made.plan()) as environment,
+        ray_session(recipe.sweep.workers, len(made.data.modalities)),
+        Tracker.open(out, recipe.name) as tracker,
+    ):
+        tags = provenance.tags(environment) | {"space": space.name, "job": "sweep"}
+        tracker.start(PARENT, f"sweep {recipe.name}", params=recipe.to_dict(), tags=tags)
+        sweep = Sweep(made, out, tracker, recipe.train.workers)
+        found = sweep.run()
+        environment |= sweep.facts()
+        found["wall_seconds"] = round(time.monotonic() - began, 1)
+        _write(out, found, environment)
+        _track(tracker, out, found)
+        where = tracker.where
     if args.json:
         print(json.dumps(found))
         return 0
@@ -95,24 +91,6 @@ def run(args: argparse.Namespace) -> int:
         {"report": out / "report.html", "best recipe": out / "best.yaml", "MLflow": where}
     )
     return 0
-
-
-def _begin(out: Path, made: Design) -> None:
-    """The folder of the sweep; a resumed one must be the same sweep."""
-    resolved = made.recipe.to_yaml()
-    plan = {"space": made.space.name, "trials": [t.to_json() for t in made.trials]}
-    path = out / "plan.json"
-    if path.is_file():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if known != json.loads(json.dumps(plan)):
-            raise UserError(
-                f"{out} holds another sweep (space {known['space']}): resume it with the same "
-                "recipe, fields and --space, or choose another --out"
-            )
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "recipe.yaml").write_text(resolved, encoding="utf-8")
-    write_json(path, plan)
 
 
 def _write(out: Path, found: dict[str, Any], environment: dict[str, Any]) -> None:

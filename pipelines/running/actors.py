@@ -77,7 +77,8 @@ def run_parts(
             are done in this process
     nodes   labels of the nodes that may have actors; none: any node
 
-    Raises RunError when a part fails or too many samples are bad; what is done stays done.
+    Raises RunError when a part fails or too many samples are bad; what is done stays done. A part
+    whose bad samples are too many is not done.
     """
     nodes = nodes or {}
     done = _read(journal)
@@ -97,10 +98,11 @@ def run_parts(
                             f"{report['error']}. {len(done)} of {len(parts)} parts are done: the "
                             "same command with --resume goes on"
                         )
-                    append_line(journal, json.dumps({"number": number, **report}))
-                    done[number] = report
+                    # What the journal calls done is never looked at again: its bad samples first.
                     for url, key, error in report["bad"]:
                         quarantine.bad(url, key, error)
+                    append_line(journal, json.dumps({"number": number, **report}))
+                    done[number] = report
                     progress.advance(report["samples"] + len(report["bad"]))
     return [done[part.number] for part in parts]
 

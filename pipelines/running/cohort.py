@@ -157,11 +157,14 @@ class Member:
         if not self.in_memory:
             self.feed = self._open_feed(first)
         for turn in turns:
-            mine = self._mine([(n, unit) for n in turn for unit in self.cohort.units(n)])
-            if turn[0] >= first:
+            # A group of another size may have stopped in the midst of what is one turn here.
+            left = [n for n in turn if n >= first]
+            self._done(self._mine([n for n in turn if n < first]))
+            if left:
+                mine = self._mine(left)
                 self._train(mine)
-                self._report(turn[-1])
-            self.done_steps += self.recipe.schedule().total * len(mine)
+                self._report(left[-1])
+                self._done(mine)
         return self._finish()
 
     # ------------------------------------------------------------------------- a round
@@ -235,8 +238,13 @@ class Member:
             watch=self.watch,
         )
 
-    def _mine(self, units: list[tuple[int, Unit]]) -> list[tuple[int, Unit]]:
-        """This worker's share of a turn's fits, each with the number of its round."""
+    def _done(self, fits: Sequence[tuple[int, Unit]]) -> None:
+        """Counts fits that are over, for the progress."""
+        self.done_steps += self.recipe.schedule().total * len(fits)
+
+    def _mine(self, rounds: Sequence[int]) -> list[tuple[int, Unit]]:
+        """This worker's share of the fits of some rounds, each with the number of its round."""
+        units = [(n, unit) for n in rounds for unit in self.cohort.units(n)]
         if self.split:
             return units
         schedule = self.recipe.schedule()

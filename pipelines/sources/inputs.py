@@ -6,7 +6,9 @@ stretch can be read on any node that sees the files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +53,11 @@ class Inputs(Protocol):
     @property
     def kind(self) -> str: ...
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the samples, their order and what they are called; not with their place."""
+        ...
+
     def __len__(self) -> int: ...
 
     def read(self, first: int, stop: int) -> Iterator[Raw]:
@@ -64,6 +71,10 @@ class ShardInputs:
 
     index: Index
     kind: str
+
+    @property
+    def fingerprint(self) -> str:
+        return _digest([self.index.fingerprint, *(self.index.classes or ())])
 
     def __len__(self) -> int:
         return len(self.index)
@@ -93,6 +104,14 @@ class FileInputs:
     items: tuple[tuple[str, str | None, str | None], ...]
     kind: str
 
+    @property
+    def fingerprint(self) -> str:
+        return _digest(
+            part
+            for name, path, text in self.items
+            for part in (name, text or "", "" if path is None else _stamp(path))
+        )
+
     def __len__(self) -> int:
         return len(self.items)
 
@@ -118,6 +137,12 @@ class ParquetInputs:
     column: str
     names: str | None
     kind: str
+
+    @property
+    def fingerprint(self) -> str:
+        paths = dict.fromkeys(path for path, _, _ in self.groups)
+        files = [f"{os.path.basename(path)} {_stamp(path)}" for path in paths]
+        return _digest([self.column, self.names or "", *files])
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -230,6 +255,23 @@ def _is_numbers(kind: pa.DataType) -> bool:
         return False
     inner = kind.value_type
     return pa.types.is_floating(inner) or pa.types.is_integer(inner) or _is_numbers(inner)
+
+
+def _stamp(path: str) -> str:
+    """Changes with a file's content; a media file is not read once more for a hash."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return "gone"
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def _digest(parts: Iterable[str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode("utf-8", "surrogateescape")
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
 
 
 def _absolute(path: str | None) -> str | None:

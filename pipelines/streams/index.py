@@ -2,7 +2,8 @@
 
 Our own writer leaves it beside the shards. Foreign shards are scanned on first use and their
 index is kept in a cache folder, never beside them. An index is only a copy of what is in the
-tars and is not trusted: one that is malformed or does not fit the shard's size is not used.
+tars and is not trusted: one that is malformed or does not fit its shard is not used. What fits is
+said in trust.py.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from pipelines.files import replaced
 from pipelines.streams import storage
 from pipelines.streams.scan import MAX_LABEL, MAX_MEMBER_BYTES, Problem, scan_tar
+from pipelines.streams.trust import Trust, cache_folder, settled, written
 from uml_core.errors import RunError, UserError
 
 VERSION = 1
@@ -172,35 +174,49 @@ def read_json(url: str, limit: int) -> Any:
 
 
 def load_shards(urls: Sequence[str], kind: str) -> list[Shard]:
-    """Shards from the index beside them or from the cache; scanned where neither holds them."""
+    """Shards from the index beside them or from the cache; scanned where neither holds them.
+
+    An entry of the index is used where it is known to fit its tar as that is now (`Trust`).
+    """
     folders: dict[str, Any] = {}
+    trust = {}
     for folder in dict.fromkeys(storage.folder_of(url) for url in urls):
         found = read_json(f"{folder}/{INDEX_NAME}", MAX_INDEX_BYTES)
         good = isinstance(found, dict) and found.get("version") == VERSION
         shards = found.get("shards") if good else None
         folders[folder] = shards if isinstance(shards, dict) else {}
+        trust[folder] = Trust(folder, INDEX_NAME)
 
     def load(url: str) -> Shard:
-        stat = storage.stat(url)
-        entry = folders[storage.folder_of(url)].get(storage.name_of(url))
+        stat, folder = settled(url), storage.folder_of(url)
+        entry = folders[folder].get(storage.name_of(url))
         shard = from_json(entry, url) if entry is not None else None
-        if shard is not None and shard.kind == kind and shard.bytes == stat.size:
+        like = shard is not None and shard.kind == kind and shard.bytes == stat.size
+        if shard is not None and like and trust[folder].fits(url, stat, shard.sha256):
             return shard
         return _cached(url, kind, stat)
 
     with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(load, urls))
+        found = list(pool.map(load, urls))
+    for one in trust.values():
+        one.save()
+    return found
 
 
 def merge_index(folder: str, shards: Iterable[Shard] = ()) -> str:
-    """Writes `shards` into the folder's index.json, drops what is gone; returns its path."""
+    """Writes `shards`, just scanned, into the folder's index.json, drops what is gone.
+
+    Returns its path.
+    """
     path = os.path.join(folder, INDEX_NAME)
     found = read_json(path, MAX_INDEX_BYTES)
     known = found.get("shards") if isinstance(found, dict) else None
     entries = dict(known) if isinstance(known, dict) else {}
+    shards = list(shards)
     entries |= {storage.name_of(shard.url): to_json(shard) for shard in shards}
     kept = {n: entries[n] for n in sorted(entries) if os.path.isfile(os.path.join(folder, n))}
     write_json(path, {"version": VERSION, "shards": kept})
+    written(folder, {storage.name_of(s.url): (s.url, s.bytes, s.sha256) for s in shards})
     return path
 
 
@@ -211,21 +227,19 @@ def write_json(path: str, content: Any) -> None:
         file.write("\n")
 
 
-def cache_folder() -> str:
-    """Where the index of foreign shards is kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "uml", "index")
-
-
 def _cached(url: str, kind: str, stat: storage.Stat) -> Shard:
     name = f"{VERSION}|{kind}|{url}|{stat.size}|{stat.stamp}".encode("utf-8", "surrogateescape")
-    path = os.path.join(cache_folder(), hashlib.blake2b(name, digest_size=16).hexdigest() + ".json")
-    shard = from_json(read_json(path, MAX_INDEX_BYTES), url)
+    folder = cache_folder("index")
+    path = os.path.join(folder, hashlib.blake2b(name, digest_size=16).hexdigest() + ".json")
+    known = read_json(path, MAX_INDEX_BYTES) if stat.stamp else None  # else it may be another's
+    shard = from_json(known, url)
     if shard is not None and shard.bytes == stat.size:
         return shard
     shard = scan_shard(url, kind)
+    if not stat.stamp:
+        return shard
     try:
-        os.makedirs(cache_folder(), exist_ok=True)
+        os.makedirs(folder, exist_ok=True)
         write_json(path, to_json(shard))
     except OSError:
         pass  # a read-only home costs the scan again next time, nothing else

@@ -64,11 +64,13 @@ class Quarantine:
         return sample in self.errors
 
     def bad(self, url: str, key: str, error: str) -> None:
-        """Records a sample, once. Raises RunError when the budget is used up."""
+        """Records a sample, once. Raises RunError when the budget is used up.
+
+        Also where that happened before: a job that goes on has no new budget.
+        """
         with self._lock:
-            if (url, key) in self.errors:
-                return
-            self._load()
+            if (url, key) not in self.errors:
+                self._load()
             if (url, key) not in self.errors:
                 self.errors[url, key] = error
                 self._write(url, key, error)

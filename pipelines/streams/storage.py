@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from email.utils import parsedate_to_datetime
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, BinaryIO, TypeVar
@@ -36,6 +37,7 @@ MAX_SHARDS = 100_000  # that one pattern may name
 SPAN_BYTES = 8 << 20  # neighbouring ranges are read as one up to this size ...
 REMOTE_GAP, LOCAL_GAP = 256 << 10, 4 << 10  # ... if the unwanted bytes between them are few
 REQUESTS = 8  # remote requests in flight per call
+LOOKS = 32  # files asked for their size at a time
 _CERTAIN = ("ACCESS_DENIED", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH", "NO_SUCH_BUCKET")
 
 T = TypeVar("T")
@@ -43,10 +45,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Stat:
-    """Size in bytes and a stamp that changes with the content (mtime or ETag)."""
+    """Size in bytes and a stamp that changes with the content.
+
+    stamp    times of content and inode of a local file, else ETag or mtime; "" where a server
+             tells neither
+    changed  when the content was last written, seconds since 1970 by the clock of the store; None
+             where it does not say
+    """
 
     size: int
     stamp: str
+    changed: float | None = None
 
 
 def is_remote(url: str) -> bool:
@@ -67,19 +76,29 @@ def stat(url: str) -> Stat:
     """Size and stamp. Raises FileNotFoundError where nothing is there."""
     if not is_remote(url):
         found = os.stat(url)
-        return Stat(found.st_size, str(found.st_mtime_ns))
+        # The second changes with every write, also where a program sets the first back.
+        stamp = f"{found.st_mtime_ns}-{found.st_ctime_ns}"
+        return Stat(found.st_size, stamp, max(found.st_mtime, found.st_ctime))
     if url.startswith("http"):
         info = _retry(lambda: _http().info(url), url)
         stamp = info.get("ETag") or info.get("Last-Modified") or ""
         size = info["size"]
-        return Stat(
-            len(_retry(lambda: _http().cat_file(url), url)) if size is None else size, stamp
-        )
+        size = len(_retry(lambda: _http().cat_file(url), url)) if size is None else size
+        return Stat(size, stamp, _http_time(info.get("Last-Modified")))
     system, path = _arrow(url)
     found = _retry(lambda: system.get_file_info(path), url)
     if not found.is_file:
         raise FileNotFoundError(url)
-    return Stat(found.size, str(found.mtime_ns))
+    if found.mtime_ns is None:
+        return Stat(found.size, "")
+    return Stat(found.size, str(found.mtime_ns), found.mtime_ns / 1e9)
+
+
+def _http_time(told: str | None) -> float | None:
+    try:
+        return None if told is None else parsedate_to_datetime(told).timestamp()
+    except ValueError:
+        return None
 
 
 def open_stream(url: str) -> BinaryIO:
@@ -150,11 +169,11 @@ def expand(pattern: str | Sequence[str], root: str = ".") -> list[str]:
     patterns = [pattern] if isinstance(pattern, str) else list(pattern)
     problems: list[str] = []
     urls: dict[str, None] = {}
-    for item in patterns:
-        try:
-            urls.update(dict.fromkeys(_expand_one(item, root)))
-        except UserError as error:
-            problems += error.problems
+    for found in _at_once(lambda item: _expand_one(item, root), patterns):
+        if isinstance(found, UserError):
+            problems += found.problems
+        else:
+            urls.update(dict.fromkeys(found))
     if problems:
         raise UserError(problems)
     if not urls:
@@ -162,12 +181,27 @@ def expand(pattern: str | Sequence[str], root: str = ".") -> list[str]:
     return list(urls)
 
 
-def _expand_one(pattern: str, root: str) -> list[str]:
+def _at_once(look: Callable[[str], T], names: Sequence[str]) -> list[T]:
+    """`look` of every name, in their order: over a network each is a round trip."""
+    if len(names) == 1:
+        return [look(names[0])]
+    with ThreadPoolExecutor(LOOKS) as pool:
+        return list(pool.map(look, names))
+
+
+def _expand_one(pattern: str, root: str) -> list[str] | UserError:
+    """What one pattern stands for, or what is wrong with it."""
+    try:
+        return _all_of(pattern, root)
+    except UserError as error:
+        return error
+
+
+def _all_of(pattern: str, root: str) -> list[str]:
     literal, rest = _split(pattern.removeprefix("file://"), root)
     names = _names_in_braces(rest, pattern) if "{" in rest else [rest]
     found, missing = [], []
-    for name in names:
-        hits = _hits(literal, name)
+    for name, hits in zip(names, _at_once(lambda name: _hits(literal, name), names), strict=True):
         found += hits
         if not hits:
             missing.append(literal + name)

@@ -58,6 +58,16 @@ class Design:
         train = self.recipe.train
         return -(-train.steps // train.validate_every)
 
+    def plan(self) -> dict[str, Any]:
+        """What makes this sweep beside its recipe: the space, its knobs and the fixed trials."""
+        knobs = {
+            k.name: {"values": list(k.values), "span": k.span, "log": k.log, "target": k.target}
+            for k in self.space.knobs(self.context)
+        }
+        trials = {trial.key: trial.to_json() for trial in self.trials}
+        plan = {"space": self.space.name, "knobs": knobs, "trials": trials}
+        return json.loads(json.dumps(plan))  # as it is read again
+
     def make(self, key: str, values: Mapping[str, Any]) -> Trial:
         """The trial of knob values that a guided search proposes."""
         return self.pricing.trial(key, "uml", self.space.point(values, self.context))

@@ -11,6 +11,7 @@ import ray
 from tiny_encoders import bert, vit
 
 from pipelines import cli
+from pipelines.running.lock import alone
 from pipelines.streams.shards import Sample, load_index, read_rows, write_classes, write_shards
 from uml_core.encoders import locate, open_encoder
 from uml_core.encoders.base import Wanted
@@ -100,7 +101,7 @@ def test_a_stopped_job_goes_on_and_bad_samples_are_told(tmp_path, tiny_data, cap
     assert embed(data, out, folder, "image", "--per-part", "4") == 2
     assert "--resume" in capsys.readouterr().err
     assert embed(data, out, folder, "image", "--resume", "--per-part", "5") == 2
-    assert "per_part differ" in capsys.readouterr().err
+    assert "per_part was 4 and is 5" in capsys.readouterr().err
     assert embed(data, out, folder, "image", "--resume", "--per-part", "4") == 0
     assert (out / first.name).stat().st_mtime_ns == before  # what was done was not done again
     made = load_index("image-train-*.tar", str(out), "vector")
@@ -108,6 +109,9 @@ def test_a_stopped_job_goes_on_and_bad_samples_are_told(tmp_path, tiny_data, cap
     assert json.loads((out / "quarantine.jsonl").read_text())["key"] == "s09"
     assert not stage.exists()
     whole = tmp_path / "whole"
+    with alone(whole):
+        assert embed(data, whole, folder, "image", "--per-part", "4") == 2
+    assert "another job is at work" in capsys.readouterr().err
     assert embed(data, whole, folder, "image", "--per-part", "4") == 0
     for path in whole.glob("*.tar"):
         assert path.read_bytes() == (out / path.name).read_bytes()

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 from pipelines import cli
+from pipelines.running.lock import alone
+from pipelines.sources.inputs import open_inputs
 from pipelines.streams.shards import Sample, load_index, read_rows, write_shards
 from uml_core.export import load, target_model
 from uml_core.learner import UnpairedLearner
@@ -118,7 +123,7 @@ def test_bad_samples_are_left_out_and_a_stopped_job_goes_on(tmp_path, capsys):
     assert "already holds" in capsys.readouterr().err
     args = ["--out", str(out), "--resume"]
     assert cli.main(["predict", str(model), source, *args, "--per-part", "2"]) == 2
-    assert "per_part differ" in capsys.readouterr().err
+    assert "per_part was 3 and is 2" in capsys.readouterr().err
     assert cli.main(["predict", str(model), source, *args, "--per-part", "3"]) == 0
     result = json.loads((out / "predict.json").read_text())
     assert result["samples"] == 11 and result["quarantined"] == 1
@@ -143,3 +148,54 @@ def test_what_cannot_be_read_is_told_before_ray_starts(tmp_path, tiny_data, caps
     assert cli.main(["predict", str(tiny_data), str(tiny_data)]) == 2
     assert "no exported model" in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_a_job_goes_on_with_the_same_model_and_data_only(tmp_path, capsys):
+    """Rows of two models, or of two sources, would lie side by side in one folder."""
+
+    def numbers(folder: Path, shift: float) -> None:
+        samples = []
+        for i in range(6):
+            stream = io.BytesIO()
+            np.save(stream, np.full(4, i + shift, np.float32))
+            samples.append(Sample(f"s{i}", "npy", stream.getvalue(), i % 3))
+        write_shards(samples, str(folder), "v-test", "vector")
+
+    numbers(tmp_path / "data", 0)
+    numbers(tmp_path / "other", 1)
+    model = saved(tmp_path / "model", "vector", dim=4)
+    args = ["--out", str(tmp_path / "out"), "--per-part", "3"]
+    assert cli.main(["predict", str(model), str(tmp_path / "data"), *args]) == 0
+    shutil.copytree(model, tmp_path / "moved")
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    again = ["predict", str(tmp_path / "moved"), str(tmp_path / "copy"), *args, "--resume"]
+    assert cli.main(again) == 0
+    capsys.readouterr()
+    again[2] = str(tmp_path / "other")
+    assert cli.main(again) == 2
+    assert "data was" in capsys.readouterr().err
+    again[2] = str(tmp_path / "data")
+    weights = load_file(tmp_path / "moved" / "model.safetensors")
+    save_file({k: v + 1 for k, v in weights.items()}, tmp_path / "moved" / "model.safetensors")
+    assert cli.main(again) == 2
+    said = capsys.readouterr().err
+    assert "model was" in said and "data was" not in said
+    with alone(tmp_path / "out"):
+        assert cli.main(["predict", str(model), *again[2:]]) == 2
+    assert "another job is at work" in capsys.readouterr().err
+
+
+def test_files_and_parquet_that_change_are_other_data(tmp_path):
+    photos, rows = tmp_path / "photos", tmp_path / "rows.parquet"
+    photos.mkdir()
+    for name in "ab":
+        (photos / f"{name}.png").write_bytes(b"0123456789")
+    pq.write_table(pa.table({"input": [b"x", b"y"]}), rows)
+    for source, file in ((photos, photos / "a.png"), (rows, rows)):
+        first = open_inputs(str(source), "image").fingerprint
+        assert open_inputs(str(source), "image").fingerprint == first
+        os.utime(file, (1, 1))
+        assert open_inputs(str(source), "image").fingerprint != first
+    first = open_inputs(str(photos), "image").fingerprint
+    (photos / "b.png").rename(photos / "c.png")
+    assert open_inputs(str(photos), "image").fingerprint != first

@@ -4,6 +4,9 @@ import csv
 import hashlib
 import io
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +14,20 @@ import pytest
 import soundfile
 from PIL import Image
 
-from pipelines import cli
+from pipelines import cli, prepare
 from pipelines.prepare import ensure_world
+from pipelines.running.lock import alone
 from pipelines.sources import parallel
 from pipelines.sources.packing import draw_test
-from pipelines.streams.shards import Index, load_index, read_rows
+from pipelines.streams.index import scan_shard
+from pipelines.streams.shards import (
+    Index,
+    Sample,
+    load_index,
+    read_rows,
+    write_index,
+    write_shard,
+)
 from uml_core.errors import RunError, UserError
 from uml_core.specs import WorldSpec
 
@@ -89,6 +101,53 @@ def test_classes_are_mixed_within_a_shard(photos: Path, tmp_path: Path) -> None:
     train = index(tmp_path / "out", "image", "train", "image")
     assert train.shard_sizes == (10, 10) and len(set(train.keys)) == 20
     assert all(len(set(shard.labels.tolist())) == 2 for shard in train.shards)
+
+
+def test_a_folder_is_written_by_one_process_at_a_time(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for source, out in ((photos, tmp_path / "out"), ("shapes", tmp_path / "world")):
+        with alone(out):
+            assert uml("prepare", source, "--out", out) == 2
+        assert "another job is at work" in problems(capsys) and not out.exists()
+
+
+def test_first_runs_that_want_a_world_at_once_draw_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Path] = []
+
+    def draw(world, folder, seed, counts):
+        drawn.append(folder)
+        time.sleep(0.3)
+        return write_world(world, folder, seed, counts)
+
+    write_world = prepare.write_world
+    monkeypatch.setattr(prepare, "write_world", draw)
+    spec, out = WorldSpec("shapes", train=2, test=1), tmp_path / "world"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: prepare.ensure_world(spec, out), range(4)))
+    assert drawn == [out] and (out / "world.json").is_file()
+
+
+def test_what_prepare_tells_of_older_shards_is_what_they_are_now(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert uml("prepare", photos, "--out", out, "--split", "train") == 0
+    raw = index(out, "image", "train", "image")
+    data = read_rows(raw, range(len(raw)))
+    keys = zip(raw.keys, data, raw.labels.tolist(), raw.sources, strict=True)
+    samples = [Sample(key, "png", one, label, source) for key, one, label, source in keys]
+    test = [replace(sample, key=f"t{i}") for i, sample in enumerate(samples)]
+    write_shard(str(out / "image-test-000000.tar"), test[::-1], "image")
+    write_index(str(out), [scan_shard(str(out / "image-test-000000.tar"), "image")])
+    other = [replace(s, data=s.data[:-1] + b"x", source=f"x{s.source}") for s in test]
+    write_shard(str(out / "image-test-000000.tar"), other, "image")
+    capsys.readouterr()
+    words = make_texts(tmp_path / "w.csv", [("a cat", "cat"), ("a dog", "dog")], ("text", "label"))
+    assert uml("prepare", words, "--out", out, "--split", "train") == 0
+    assert "also occur in train" not in capsys.readouterr().out
 
 
 def test_equal_bytes_whatever_the_place_of_the_source(photos: Path, tmp_path: Path) -> None:

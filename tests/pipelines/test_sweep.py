@@ -142,7 +142,7 @@ def test_tracking_and_the_registered_model_come_once_also_after_a_resume(finishe
 def test_a_sweep_is_resumed_as_the_same_sweep_only(finished: Path, recipe, capsys):
     argv = ["sweep", recipe, "--out", str(finished), "--resume", "--space", "optimiser"]
     assert cli.main(argv) == 2
-    assert "holds another sweep" in capsys.readouterr().err
+    assert "space was modality_ratio and is optimiser" in capsys.readouterr().err
 
 
 @pytest.mark.ray

@@ -35,6 +35,17 @@ def test_the_budget_is_a_share_or_a_number():
         strict.bad("a.tar", "k", "broken")
 
 
+def test_a_budget_that_was_used_up_stays_so_for_a_job_that_goes_on(tmp_path):
+    for _ in range(2):
+        resumed = Quarantine(tmp_path / "q.jsonl", 1, modality="image", rows=100)
+        with pytest.raises(RunError, match="2 of 100"):
+            for key in ("k1", "k2"):
+                resumed.bad("a.tar", key, "broken")
+    raised = Quarantine(tmp_path / "q.jsonl", 2, modality="image", rows=100)
+    raised.bad("a.tar", "k2", "broken")
+    assert len((tmp_path / "q.jsonl").read_text().splitlines()) == 2
+
+
 def test_ranks_share_one_budget(tmp_path):
     path = tmp_path / "q.jsonl"
     ranks = [Quarantine(path, 3, modality="image", rows=100) for _ in range(2)]

@@ -16,11 +16,11 @@ from servers import s3_server
 from pipelines.sources import parallel
 from pipelines.sources.inspection import check_shard
 from pipelines.streams import access, storage
-from pipelines.streams.index import cache_folder
 from pipelines.streams.plan import Plan
 from pipelines.streams.reader import iter_plan, ray_stream
 from pipelines.streams.shards import Sample, load_index, read_rows, write_classes, write_shards
 from pipelines.streams.source import Segment
+from pipelines.streams.trust import cache_folder
 from uml_core.errors import UserError
 from uml_core.modalities import KINDS
 
@@ -132,7 +132,7 @@ def test_a_connection_to_s3_that_breaks_in_mid_tar(tmp_path, s3, breaking, monke
     breaking.cuts = 4
     index = load_index(SHARDS, f"{s3}/set", "text")  # scanned: there is no index.json
     assert breaking.cuts <= 0 and index.fingerprint == local.fingerprint
-    assert len(list(Path(cache_folder()).iterdir())) == 2
+    assert len(list(Path(cache_folder("index")).iterdir())) == 2
     breaking.cuts = 3
     assert read_rows(index, range(60)) == read_rows(local, range(60))
     assert breaking.cuts <= 0

@@ -153,6 +153,21 @@ def test_what_is_certain_is_not_tried_again(tmp_path, serve):
     assert len(Ranges.requests) == 2
 
 
+@pytest.mark.parametrize("as_list", [False, True])
+def test_the_names_of_a_brace_range_or_a_list_are_looked_up_at_once(monkeypatch, as_list):
+    """48 names with 0.05 s on the way to each: 2.4 s one after the other."""
+
+    def slow(url):
+        time.sleep(0.05)
+        return storage.Stat(1, "x")
+
+    monkeypatch.setattr(storage, "stat", slow)
+    urls = [f"http://far/t-{i:06d}.tar" for i in range(48)]
+    began = time.monotonic()
+    assert storage.expand(urls if as_list else "http://far/t-{000000..000047}.tar") == urls
+    assert time.monotonic() - began < 1.2
+
+
 def test_patterns(tmp_path, serve):
     write_texts(tmp_path)
     folder = tmp_path / "odd{name}"
