@@ -23,6 +23,7 @@ def world(classes=8, bank=40, noise=0.5, seed=0):
 
     task, rest = torch.arange(classes), torch.arange(classes, classes + bank)
     problem = Problem(
+        target="x",
         pool=samples(task, 30, means, noise),
         test=samples(task, 40, means, noise),
         classes=tuple(f"class {c}" for c in range(classes)),

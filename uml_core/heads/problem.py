@@ -54,22 +54,25 @@ class Labelled:
 class Problem:
     """What all seeds and numbers of shots share.
 
+    target      the recipe's name of the target modality: draws depend on it
     pool        target samples that training draws from
     test        target samples that judge; no method fits on them
     val         the target's own validation samples; None: draws take them from the pool
     auxiliary   samples of the other modality, of the same classes
     unlabelled  (U, D) further target samples without labels
     classes     names in label order
-    auxiliary_shots  samples per class that a seed draws from the auxiliary; None: all
+    auxiliary_shots  (the auxiliary modality's name, samples per class that a seed draws from it);
+                     None: all
     """
 
+    target: str
     pool: Labelled
     test: Labelled
     classes: tuple[str, ...]
     val: Labelled | None = None
     auxiliary: Labelled | None = None
     unlabelled: Tensor | None = None
-    auxiliary_shots: int | None = None
+    auxiliary_shots: tuple[str, int] | None = None
 
     @property
     def num_classes(self) -> int:
@@ -125,11 +128,16 @@ class Problem:
         for seed in seeds:
             own = self.val is not None
             at, rest = few_shot_split(
-                self.pool.y.numpy(), shots, seed, 0 if own else None, self.classes
+                self.pool.y.numpy(),
+                shots,
+                seed,
+                0 if own else None,
+                self.classes,
+                modality=self.target,
             )
             if self.val is not None:
                 assert val_shots != "matched"
-                rest = _few(self.val, val_shots, seed, self.classes) + len(self.pool)
+                rest = _few(self.val, val_shots, seed, self.classes, self.target) + len(self.pool)
             train.append(torch.as_tensor(at))
             val.append(torch.as_tensor(rest))
         return Draw(self, shots, tuple(seeds), torch.stack(train), torch.stack(val))
@@ -144,7 +152,8 @@ class Problem:
         if self.auxiliary_shots is None:
             means = self.auxiliary.means(self.num_classes).expand(len(seeds), -1, -1)
         else:
-            drawn = [_few(self.auxiliary, self.auxiliary_shots, s, self.classes) for s in seeds]
+            name, shots = self.auxiliary_shots
+            drawn = [_few(self.auxiliary, shots, s, self.classes, name) for s in seeds]
             parts = [Labelled(self.auxiliary.x[at], self.auxiliary.y[at]) for at in drawn]
             means = torch.stack([part.means(self.num_classes) for part in parts])
         if control != "permuted":
@@ -232,9 +241,11 @@ def centred(rows: Tensor) -> Tensor:
     return torch.nan_to_num(rows - torch.nanmean(rows, -2, keepdim=True))
 
 
-def _few(part: Labelled, shots: int | None, seed: int, classes: Sequence[str]) -> Any:
+def _few(
+    part: Labelled, shots: int | None, seed: int, classes: Sequence[str], modality: str
+) -> Any:
     """Rows of so many samples of every class that occurs; None: all labelled ones."""
     y = part.y.numpy()
     if shots is None:
         return (y >= 0).nonzero()[0]
-    return few_shot_split(y, shots, seed, 0, classes, allow_absent=True)[0]
+    return few_shot_split(y, shots, seed, 0, classes, modality=modality, allow_absent=True)[0]

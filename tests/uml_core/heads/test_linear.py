@@ -44,7 +44,7 @@ def test_the_banks_covariance_helps_where_noise_has_a_shape():
         return Labelled(means[first + y] + torch.randn(len(y), 24, generator=g) * stretch, y)
 
     names = tuple(map(str, range(10)))
-    problem = Problem(of(0, 10, 20), of(0, 10, 50), names, val=of(0, 10, 4))
+    problem = Problem("x", of(0, 10, 20), of(0, 10, 50), names, val=of(0, 10, 4))
     texts = Labelled(torch.randn(30, 5, generator=g), torch.arange(30))
     bank = from_samples(of(10, 40, 30), texts, tuple(map(str, range(30))))
     v = problem.draw(1, range(8)).vectors

@@ -17,15 +17,24 @@ def test_draws_are_those_of_the_other_jobs():
     draw = problem.draw(8, (3, 5))
     at = problem.samples
     for i, seed in enumerate(draw.seeds):
-        train, _ = few_shot_split(problem.pool.y.numpy(), 8, seed, 0, problem.classes)
-        val, _ = few_shot_split(problem.val.y.numpy(), 4, seed, 0, problem.classes)
+        train, _ = few_shot_split(problem.pool.y.numpy(), 8, seed, 0, problem.classes, modality="x")
+        val, _ = few_shot_split(problem.val.y.numpy(), 4, seed, 0, problem.classes, modality="x")
         assert torch.equal(at.x[draw.train[i]], problem.pool.x[train])
         assert torch.equal(at.x[draw.val[i]], problem.val.x[val])
     without = dataclasses.replace(problem, val=None)
-    train, val = few_shot_split(problem.pool.y.numpy(), 8, 3, None, problem.classes)
+    train, val = few_shot_split(problem.pool.y.numpy(), 8, 3, None, problem.classes, modality="x")
     drawn = without.draw(8, (3,))
     assert drawn.train[0].tolist() == train.tolist() and drawn.val[0].tolist() == val.tolist()
     assert drawn.merged().train.shape[1] == 8 * (8 + 4)
+
+
+def test_a_seed_draws_few_of_the_auxiliary_as_the_other_jobs_do():
+    problem, _, _ = world()
+    few = dataclasses.replace(problem, auxiliary_shots=("t", 2))
+    y = problem.auxiliary.y
+    rows, _ = few_shot_split(y.numpy(), 2, 7, 0, problem.classes, modality="t")
+    expected = Labelled(problem.auxiliary.x[rows], y[rows]).means(8)
+    torch.testing.assert_close(few.auxiliary_means((3, 7))[1], expected)
 
 
 def test_vectors_stand_about_the_mean_of_class_means():
