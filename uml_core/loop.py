@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from uml_core import sharding
 from uml_core.analysis.gradients import gradient_report, weighted_losses
-from uml_core.errors import RunError
+from uml_core.errors import RunError, UserError
 from uml_core.learner import UnpairedLearner
 from uml_core.modalities.base import Batch
 from uml_core.modalities.common import unpad
@@ -328,7 +328,20 @@ class Fit:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues where `state_dict` was taken."""
+        """Continues where `state_dict` was taken.
+
+        Raises UserError for a state of another version, whose optimiser grouped its parameters
+        otherwise: its moments would go to the wrong ones.
+        """
+        mine, theirs = (
+            [len(group["params"]) for group in found["param_groups"]]
+            for found in (self.optimizer.state_dict(), state["optimizer"])
+        )
+        if mine != theirs:
+            raise UserError(
+                "this checkpoint was written by another version of the project: finish the run "
+                "with that version, or start it anew in another --out; finished models still load"
+            )
         best = state["best_weights"]
         self.learner.load_state_dict(sharding.parts_of_weights(state["model"], self.learner))
         self.optimizer.load_state_dict(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.tuning.trial import Trial
+from uml_core.errors import UserError
 
 NAME = "journal.jsonl"
 ENDED = ("finished", "stopped", "diverged")  # a failed trial is tried again by --resume
@@ -101,7 +102,13 @@ class Journal:
 
     def _take(self, event: dict[str, Any]) -> None:
         if event["kind"] == "start":
-            trial = Trial(**event["trial"])
+            try:
+                trial = Trial(**event["trial"])
+            except TypeError as error:
+                raise UserError(
+                    f"{self.path} was written by another version of the project: finish the sweep "
+                    "with that version, or start it anew in another --out"
+                ) from error
             known = self.records.get(trial.key)
             self.records[trial.key] = Record(
                 trial,

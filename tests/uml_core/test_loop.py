@@ -9,7 +9,7 @@ import torch
 from ranks import both
 
 from uml_core.controls import PermutedLabels
-from uml_core.errors import RunError
+from uml_core.errors import RunError, UserError
 from uml_core.learner import UnpairedLearner
 from uml_core.loop import Fit, accuracy, train
 from uml_core.modalities import KINDS
@@ -491,3 +491,13 @@ def test_a_non_finite_value_on_one_rank_is_left_out_on_both(two_ranks):
     assert two == two_ranks[1]["skip"]["two"]
     for a, b in zip(one["losses"], two["losses"], strict=True):
         assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_name():
+    """One group of parameters, as it was before decay left the norms out."""
+    state = make_fit().state_dict()
+    groups = state["optimizer"]["param_groups"]
+    one = {**groups[0], "params": [n for group in groups for n in group["params"]]}
+    state["optimizer"] = {**state["optimizer"], "param_groups": [one]}
+    with pytest.raises(UserError, match="another version of the project"):
+        make_fit().load_state_dict(state)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from pipelines.tuning.journal import NAME, Journal
+from uml_core.errors import UserError
 
 
 def report(step, accuracy):
@@ -21,6 +24,13 @@ def test_a_torn_line_is_dropped_and_the_next_is_whole(tmp_path, make_trial):
     assert again.records["a"].score == 40.0 and not again.records["a"].ended
     again.end("a", "stopped")
     assert Journal(tmp_path).records["a"].status == "stopped"
+
+
+def test_a_journal_of_another_version_is_refused_by_name(tmp_path):
+    event = {"kind": "start", "trial": {"key": "a", "warmup_steps": 3}}
+    (tmp_path / NAME).write_text(json.dumps(event) + "\n")
+    with pytest.raises(UserError, match="another version of the project"):
+        Journal(tmp_path)
 
 
 def test_a_trial_that_goes_on_keeps_its_reports_and_takes_none_twice(tmp_path, make_trial):
