@@ -135,18 +135,6 @@ trace: true
     return str(path)
 
 
-@pytest.fixture(scope="session")
-def undisturbed(
-    ray_cluster: None, fault_recipe: str, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The folder of `fault_recipe`'s run when nothing happens to it."""
-    from pipelines import cli
-
-    out = tmp_path_factory.mktemp("undisturbed") / "out"
-    assert cli.main(["train", fault_recipe, "--out", str(out)]) == 0
-    return out
-
-
 @pytest.fixture
 def write_recipe(tmp_path: Path) -> Callable[[dict[str, Any]], str]:
     """Writes a recipe given as plain types; returns its path."""

@@ -90,7 +90,7 @@ def launched(net) -> Iterator[tuple[Hosts, Path]]:
     ssh = ["ssh", "-i", str(net.folder / "key"), "-o", "StrictHostKeyChecking=no"]
     ssh += ["-o", f"UserKnownHostsFile={net.folder}/known", "-N", "-L", "8265:127.0.0.1:8265"]
     tunnel = laptop.popen(*ssh, f"root@{head}", log=net.folder / "tunnel.log")
-    wait_until(lambda: _nodes(net, path) == 3, 400)
+    wait_until(lambda: _nodes(net, path) == 3)
     try:
         yield net, path
     finally:
@@ -100,7 +100,7 @@ def launched(net) -> Iterator[tuple[Hosts, Path]]:
         assert _raylets(net.hosts["head"]) == 0
         # Without Docker the launcher stops Ray on the head; the others end when they miss it.
         asked = time.monotonic()
-        wait_until(lambda: not any(_raylets(net.hosts[n]) for n in ("one", "two")), 180)
+        wait_until(lambda: not any(_raylets(net.hosts[n]) for n in ("one", "two")))
         print(f"no Ray on any host {time.monotonic() - asked:.0f} s after ray down")
 
 
@@ -179,7 +179,7 @@ def mlflow(launched) -> Iterator[tuple[Hosts, str, list[str]]]:
     )
     psql = [*as_postgres, str(bin_ / "psql"), "-h", "127.0.0.1", "-At", "mlflow", "-c"]
     create = [*as_postgres, str(bin_ / "createdb"), "-h", "127.0.0.1", "mlflow"]
-    wait_until(lambda: head.run(*create, check=False, cwd=folder).returncode == 0, 60)
+    wait_until(lambda: head.run(*create, check=False, cwd=folder).returncode == 0)
     url = f"http://{head.address}:5000"
     server = head.popen(
         str(BIN / "mlflow"), "server", "--host", "0.0.0.0", "--port", "5000", "--workers", "1",
@@ -187,7 +187,7 @@ def mlflow(launched) -> Iterator[tuple[Hosts, str, list[str]]]:
         "--artifacts-destination", "/mnt/shared/mlflow", log=net.folder / "mlflow.log",
     )  # fmt: skip
     try:
-        wait_until(lambda: _healthy(url), 240)
+        wait_until(lambda: _healthy(url))
         yield net, url, psql
     finally:
         server.kill()
@@ -252,7 +252,7 @@ def s3(launched) -> Iterator[tuple[Hosts, dict[str, str]]]:
     url = f"http://{laptop.address}:9000"
     env = {"AWS_ENDPOINT_URL": url, "AWS_DEFAULT_REGION": "us-east-1"}
     env |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "sesame-open"}
-    wait_until(lambda: _put(url, "bucket", b""), 60)
+    wait_until(lambda: _put(url, "bucket", b""))
     try:
         yield net, {**env, "AWS_EC2_METADATA_DISABLED": "true"}
     finally:

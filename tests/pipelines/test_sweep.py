@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
+from runs import Job, Meanwhile, actors_of, wait_until
 
 from pipelines import cli
 from pipelines.tuning.journal import NAME, Journal
@@ -186,94 +183,82 @@ def test_dry_run_says_what_each_trial_costs(recipe, capsys):
 # ----------------------------------------------------------------------------- what goes wrong
 
 
-def trial_processes() -> list[int]:
-    """Process ids of Tune trials that are children of this process's Ray."""
-    import psutil
+class Assassin(Meanwhile):
+    """Kills the process of a trial of this test's own sweep, once a trial has reported anew."""
 
-    found = []
-    for process in psutil.process_iter(["pid", "cmdline", "ppid"]):
-        line = " ".join(process.info["cmdline"] or [])
-        if line.startswith("ray::ImplicitFunc"):
-            found.append(process.info["pid"])
-    return found
+    def __init__(self, out: Path) -> None:
+        journal = out / NAME
 
+        def reports() -> int:
+            return journal.read_text().count('"report"') if journal.is_file() else 0
 
-class Assassin(threading.Thread):
-    """Kills trial processes of this test's own sweep, `times` times, once they have reported."""
+        before, victims = reports(), []
 
-    def __init__(self, out: Path, times: int) -> None:
-        super().__init__(daemon=True)
-        self.out, self.left, self.done = out, times, False
+        def is_time() -> bool:
+            if reports() > before:
+                victims.extend(actors_of("ImplicitFunc"))
+            return bool(victims)
 
-    def run(self) -> None:
-        seen = 0
-        while self.left and not self.done:
-            time.sleep(0.05)
-            path = self.out / NAME
-            reports = path.read_text().count('"report"') if path.is_file() else 0
-            victims = trial_processes() if reports > seen else []
-            if victims:
-                os.kill(victims[0], signal.SIGKILL)
-                self.left -= 1
-                seen = reports + 1
+        super().__init__(is_time, lambda: os.kill(victims[0], signal.SIGKILL))
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_trial_that_dies_is_tried_again_then_marked(ray_cluster, recipe, tmp_path):
-    space = tmp_path / "rates.py"
-    space.write_text(RATES)
-    args = ("--space", str(space), "sweep.search=grid", "sweep.confirm=0", "train.steps=60")
-    undisturbed = sweep(recipe, tmp_path / "calm", *args)
-    for retries, kills in ((2, 1), (0, 1)):
-        out = tmp_path / f"retries{retries}"
-        assassin = Assassin(out, kills)
-        assassin.start()
-        found = sweep(recipe, out, *args, f"sweep.max_failures={retries}")
-        assassin.done = True
-        assert assassin.left == 0, "no trial was killed"
-        failed = [t for t in found["trials"] if t["status"] == "failed"]
-        assert len(failed) == (0 if retries else 1)
-        calm = {t["key"]: t["val_accuracy"] for t in undisturbed["trials"]}
-        for trial in found["trials"]:
-            if trial["status"] == "finished":
-                assert trial["val_accuracy"] == calm[trial["key"]]
-        assert all(t["error"] for t in failed)
+@pytest.fixture(scope="module")
+def rates(tmp_path_factory) -> str:
+    """The file of a space of three learning rates far apart."""
+    path = tmp_path_factory.mktemp("space") / "rates.py"
+    path.write_text(RATES)
+    return str(path)
+
+
+# Three rates with texts and three without, each to its end, then the best pair on other seeds.
+GRID = ("sweep.search=grid", "train.steps=60")
+
+
+@pytest.fixture(scope="module")
+def calm(ray_cluster, recipe, rates, tmp_path_factory) -> dict:
+    """The sweep to which nothing happens: what every disturbed one must find."""
+    return sweep(recipe, tmp_path_factory.mktemp("calm") / "out", "--space", rates, *GRID)
+
+
+def accuracies(found: dict) -> dict[str, list[float]]:
+    """Trial -> validation accuracy of each seed, of the trials that ended as they should."""
+    return {t["key"]: t["val_accuracy"] for t in found["trials"] if t["status"] == "finished"}
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_killed_sweep_resumes_and_loses_at_most_the_running_trials(ray_cluster, recipe, tmp_path):
-    args = ["--space", "modality_ratio", "sweep.search=grid", "train.steps=60"]
-    calm = sweep(recipe, tmp_path / "calm", *args)
+@pytest.mark.timeout(1800)
+def test_a_trial_that_dies_once_too_often_is_marked(recipe, rates, calm, tmp_path):
+    args = ("--space", rates, *GRID, "sweep.confirm=0", "sweep.max_failures=0")
+    with Assassin(tmp_path / "out"):
+        found = sweep(recipe, tmp_path / "out", *args)
+    [failed] = [t for t in found["trials"] if t["status"] == "failed"]
+    assert failed["error"]
+    kept = accuracies(found)
+    assert len(kept) == len(calm["trials"]) - 1
+    assert kept == {key: accuracies(calm)[key] for key in kept}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_killed_sweep_resumes_and_loses_at_most_the_running_trials(recipe, rates, calm, tmp_path):
+    """The sweep that goes on loses a trial's process too, and tries that trial again."""
+    args = ["--space", rates, *GRID]
     out = tmp_path / "runs" / "killed"
-    command = [sys.executable, "-m", "pipelines.sweep", recipe, "--out", str(out), *args]
-    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    driver = subprocess.Popen(command, env=env, start_new_session=True)
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and driver.poll() is None:
-        path = out / NAME
-        if path.is_file() and path.read_text().count('"end"') >= 4:
-            break
-        time.sleep(0.05)
-    assert driver.poll() is None, "the sweep ended before it could be killed"
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
+    job = Job("sweep", recipe, "--out", str(out), *args, log=tmp_path / "log")
+    job.wait_until(lambda: (out / NAME).is_file() and (out / NAME).read_text().count('"end"') >= 3)
+    job.kill()
     ended = {key for key, record in Journal(out).records.items() if record.ended}
-    assert len(ended) >= 4
-    found = sweep(recipe, out, *args, "--resume")
+    assert len(ended) >= 3 and not (out / "sweep.json").exists()
+    with Assassin(out):
+        found = sweep(recipe, out, *args, "--resume")
     lines = [json.loads(line) for line in (out / NAME).read_text().splitlines()]
     starts = [line["trial"]["key"] for line in lines if line["kind"] == "start"]
     assert all(starts.count(key) == 1 for key in ended)  # what had ended was not run again
-    for a, b in zip(calm["trials"], found["trials"], strict=True):
-        assert (a["key"], a["val_accuracy"], a["status"]) == (
-            b["key"],
-            b["val_accuracy"],
-            b["status"],
-        )
-    assert found["gain"] == calm["gain"]
+    assert [t["key"] for t in found["trials"]] == [t["key"] for t in calm["trials"]]
+    assert accuracies(found) == accuracies(calm)
+    assert found["gain"] == calm["gain"] and found["sentence"] == calm["sentence"]
     _, runs = runs_of(out)
     assert len(runs) == 1 + len(found["trials"]) + 4
     assert len({r.info.run_name for r in runs}) == len(runs)
@@ -289,24 +274,18 @@ def groups_left() -> list[tuple[str, dict]]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_trials_of_two_workers_leak_nothing_and_give_what_one_worker_gives(
-    ray_cluster, recipe, tmp_path
+    recipe, rates, calm, tmp_path
 ):
     """Early stopping ends Ray Train runs while others wait for their place."""
-    space = tmp_path / "rates.py"
-    space.write_text(RATES)
-    args = ("--space", str(space), "sweep.confirm=0")
-    two = sweep(recipe, tmp_path / "two", *args, "sweep.workers=2")
-    one = sweep(recipe, tmp_path / "one", *args, "sweep.search=grid")
+    args = ("--space", rates, "sweep.confirm=0", "train.steps=60", "sweep.workers=2")
+    two = sweep(recipe, tmp_path / "two", *args)
     assert len(two["trials"]) == 6 and not [t for t in two["trials"] if t["status"] == "failed"]
     assert "stopped" in {t["status"] for t in two["trials"]}, "nothing was stopped early"
-    by_key = {json.dumps(t["settings"]): t["val_accuracy"] for t in one["trials"]}
+    alone = {json.dumps(t["settings"]): t["val_accuracy"] for t in calm["trials"]}
     for trial in two["trials"]:
         if trial["status"] == "finished":
-            expected = by_key[json.dumps(trial["settings"])]
+            expected = alone[json.dumps(trial["settings"])]
             assert trial["val_accuracy"] == pytest.approx(expected, abs=0.01)
-    deadline = time.monotonic() + 60
-    while (left := groups_left()) and time.monotonic() < deadline:
-        time.sleep(1)
-    assert not left, left
+    wait_until(lambda: not groups_left(), groups_left)

@@ -17,7 +17,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -90,7 +89,7 @@ class Host:
             stderr=subprocess.DEVNULL,  # some versions of unshare complain about --kill-child
         )
         self._outer = outer
-        wait_until(lambda: "sleep" in map(_name, descendants(outer.pid)), 20)  # it has all mounts
+        wait_until(lambda: "sleep" in map(_name, descendants(outer.pid)))  # it has all mounts
         [self._first] = [pid for pid in descendants(outer.pid) if _parent(pid) == outer.pid]
 
     def kill(self) -> None:
@@ -123,7 +122,7 @@ class Host:
         *command: str,
         env: Mapping[str, str] | None = None,
         check: bool = True,
-        timeout: float = 240,
+        timeout: float = 900,  # a hung command; a busy machine is let off
         cwd: Path = ROOT,
     ) -> subprocess.CompletedProcess[str]:
         """Runs `command` on this host to its end."""
@@ -274,10 +273,7 @@ def cluster(
         for name in workers:
             hosts.start_worker(hosts.hosts[name], head)
         wanted = {head.address, *(hosts.hosts[name].address for name in workers)}
-        limit = time.monotonic() + 60
-        while hosts.nodes(head) != wanted and time.monotonic() < limit:
-            time.sleep(0.5)
-        assert hosts.nodes(head) == wanted
+        wait_until(lambda: hosts.nodes(head) == wanted, lambda: hosts.nodes(head))
         yield hosts, head
     finally:
         hosts.close()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import ray
 from ray.cluster_utils import Cluster
-from runs import step_of, training_workers, wait_until
+from runs import step_of, training_workers, wait_until, written
 from servers import free_port
 
 from pipelines import cli
@@ -61,7 +61,7 @@ def main(recipe: str, out: Path) -> int:
             job = pool.submit(cli.main, ["train", recipe, "--out", str(out)])
 
             def reach(step: int) -> None:
-                wait_until(lambda: job.done() or step_of(out) >= step)
+                wait_until(lambda: job.done() or step_of(out) >= step, lambda: written(out))
                 assert not job.done(), "the job ended before the fault"
 
             reach(40)

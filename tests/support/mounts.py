@@ -7,23 +7,23 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from absent import absent
 
 
 @contextlib.contextmanager
 def small_disk(path: Path, size: str) -> Iterator[Path]:
-    """`path` as a file system of `size` (as mount takes it); skips the test where it cannot be."""
+    """`path` as a file system of `size` (as mount takes it); `absent` where it cannot be."""
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
-        pytest.skip(f"a full disk needs a mount of its own: {error}")
+        absent(f"a full disk needs a mount of its own: {error}")
     if done.returncode:
         # Only for want of rights: any other trouble would hide all tests of full disks.
         denied = ("permission denied", "not permitted", "superuser", "only root")
         assert any(word in done.stderr.lower() for word in denied), done.stderr
-        pytest.skip(f"a full disk needs a mount of its own (root): {done.stderr.strip()}")
+        absent(f"a full disk needs a mount of its own (root): {done.stderr.strip()}")
     try:
         yield path
     finally:

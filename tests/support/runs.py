@@ -18,6 +18,7 @@ from pipelines.running.data import make_round, open_data, rounds_of
 from pipelines.streams.plan import Plan
 from uml_core import recipe as recipes
 
+STALLED = 300.0  # seconds without any progress: more than a Ray takes to start on a busy machine
 Consumed = dict[str, dict[int, Counter]]  # modality -> step -> multiset of keys, over all ranks
 
 
@@ -68,12 +69,37 @@ def checkpoints_of(out: Path) -> list[Path]:
     return sorted(path.parent for path in found)
 
 
-def wait_until(true: Callable[[], object], seconds: float = 480) -> None:
-    """Polls a condition closely: what it waits for may last a few milliseconds."""
-    limit = time.monotonic() + seconds
+def wait_until(
+    true: Callable[[], object],
+    progress: Callable[[], object] = lambda: None,
+    *,
+    stalled: float = STALLED,
+) -> None:
+    """Polls a condition closely: what it waits for may last a few milliseconds.
+
+    progress  anything that changes while the condition comes nearer. How long a step takes is up
+              to the machine and what else it does; no change for `stalled` seconds is a failure.
+    """
+    seen, since = progress(), time.monotonic()
+    asked = since
     while not true():
-        assert time.monotonic() < limit, "what the test waits for did not come"
         time.sleep(0.005)
+        if time.monotonic() < asked + 1:
+            continue
+        asked = time.monotonic()
+        if (now := progress()) != seen:
+            seen, since = now, asked
+        assert asked < since + stalled, f"nothing has changed for {stalled:.0f} s: {seen}"
+
+
+def written(*places: Path) -> int:
+    """Bytes of files and of all that lies in folders: the progress of a job that writes them."""
+    total = 0
+    for place in places:
+        for path in [place, *place.rglob("*")] if place.is_dir() else [place]:
+            with contextlib.suppress(OSError):  # it has just gone
+                total += path.stat().st_size
+    return total
 
 
 class Meanwhile:
@@ -123,15 +149,19 @@ class Job:
             env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
         )
         self.log = log
+        self.out = Path(arguments[arguments.index("--out") + 1])
 
-    def wait_until(self, true: Callable[[], object], seconds: float = 480) -> None:
+    def _written(self) -> int:
+        return written(self.out, self.log)
+
+    def wait_until(self, true: Callable[[], object]) -> None:
         """Waits for a state of a job that is still running."""
 
         def check() -> object:
             assert self.process.poll() is None, self.log.read_text()[-3000:]
             return true()
 
-        wait_until(check, seconds)
+        wait_until(check, self._written)
 
     def kill(self) -> None:
         """SIGKILL to the driver alone; returns when what it had started is gone too.
@@ -142,20 +172,21 @@ class Job:
         assert family, "the job has no Ray"
         self.process.kill()
         self.process.wait()
-        limit = time.monotonic() + 120
-        while left := family & living():
-            assert time.monotonic() < limit, [_command(pid) for pid in left]
-            time.sleep(0.1)
+        wait_until(
+            lambda: not family & living(),
+            lambda: [_command(pid) for pid in sorted(family & living())],
+        )
 
     def interrupt(self) -> int:
         """Ctrl-C in its terminal: SIGINT to the whole group. Returns the exit code."""
         os.killpg(self.process.pid, signal.SIGINT)
         return self.end()
 
-    def end(self, seconds: float = 300) -> int:
+    def end(self) -> int:
         """Waits for the end; returns the exit code."""
         try:
-            return self.process.wait(seconds)
+            wait_until(lambda: self.process.poll() is not None, self._written)
+            return self.process.returncode
         finally:
             if self.process.poll() is None:
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -197,11 +228,19 @@ def descendants(pid: int) -> set[int]:
 
 def training_workers() -> dict[int, str]:
     """Process id -> node id of the training workers that are alive on the connected Ray."""
+    return actors_of("RayTrainWorker")
+
+
+def actors_of(kind: str) -> dict[int, str]:
+    """Process id -> node id of the actors of a class that are alive on the connected Ray.
+
+    A search through all processes would also find those of another Ray on this machine.
+    """
     import ray
     from ray.util.state import list_actors
 
     alive = list_actors(
         ray.get_runtime_context().gcs_address,
-        filters=[("state", "=", "ALIVE"), ("class_name", "=", "RayTrainWorker")],
+        filters=[("state", "=", "ALIVE"), ("class_name", "=", kind)],
     )
     return {actor.pid: actor.node_id for actor in alive}

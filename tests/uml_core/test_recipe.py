@@ -115,10 +115,9 @@ def test_a_sample_must_fit_the_position_table():
     def text(**changes):
         return small(modalities__text__stem="tokens", model={"positions": "learned", **changes})
 
-    assert only(text(max_positions=63)) == (
-        "modalities.text: a sample may have 64 positions, but the position table ends at 63: "
-        "raise model.max_positions, or lower max_tokens"
-    )
+    said = only(text(max_positions=63))
+    assert said.startswith("modalities.text: ") and " 64 " in said and " 63: " in said
+    assert "model.max_positions" in said and "max_tokens" in said
     from_dict(text(max_positions=64))
     from_dict(small(modalities__text__stem="tokens", model={"max_positions": 1}))
     raw = text(max_positions=1)

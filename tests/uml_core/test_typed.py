@@ -54,11 +54,11 @@ def peak_memory() -> int:
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_attacks_are_refused_in_words_and_at_once(attack):
     text, words = ATTACKS[attack]
-    start, before = time.perf_counter(), peak_memory()
+    start, before = time.process_time(), peak_memory()
     with pytest.raises(ValueError, match=words) as caught:
         read_yaml(text)
     assert type(caught.value) is ValueError
-    assert time.perf_counter() - start < 20 and peak_memory() - before < 300 << 20
+    assert time.process_time() - start < 20 and peak_memory() - before < 300 << 20
 
 
 def test_aliases_within_reason_are_legal():

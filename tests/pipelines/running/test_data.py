@@ -178,10 +178,8 @@ def test_an_average_needs_labels(vectors, tmp_path):
 
 def test_classes_that_an_auxiliary_lacks_are_told_and_left_out(vectors, tmp_path):
     data = open_data(recipe(vectors))
-    assert data.warnings == (
-        "text has no sample of 1 of 4 classes (fir); a head that starts at its class means "
-        "keeps random rows for them",
-    )
+    [warning] = data.warnings
+    assert warning.startswith("text ") and "1 of 4 classes (fir)" in warning
     assert data.guards["warnings"] == list(data.warnings)
     assert open_data(recipe(vectors, setting="self_supervised")).warnings == ()
     few = make_round(recipe(vectors, text={"shots": 2}), data, 0, 4).train["text"]

@@ -111,7 +111,6 @@ def doctor(*words):
         [sys.executable, "-m", "pipelines.cli", "doctor", *map(str, words)],
         capture_output=True,
         text=True,
-        timeout=250,
     )
     return done.returncode, done.stdout, done.stderr
 

@@ -29,9 +29,9 @@ def test_a_read_that_hangs_is_named_with_its_time(tmp_path, monkeypatch):
     assert slow.slow_reads(0.0) == {}
     reader = threading.Thread(target=read, args=(shard,), daemon=True)
     reader.start()
-    wait_until(lambda: slow.slow_reads(0.1), 10)
+    wait_until(lambda: slow.slow_reads(0.1))
     assert set(slow.slow_reads(0.1)) == {shard} and slow.slow_reads(1000.0) == {}
-    wait_until(lambda: len(heard) > 1, 10)
+    wait_until(lambda: len(heard) > 1)
     assert {url for url, _ in heard} == {shard} and heard[-1][1] > heard[0][1] > 0.1
     with open(shard, "wb"):
         reader.join(10)
