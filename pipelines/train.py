@@ -28,9 +28,7 @@ from safetensors.torch import save_file
 
 from pipelines import cli
 from pipelines.files import append_line, replaced, write_text
-from pipelines.report import write_report
 from pipelines.reporting import answer, provenance, terminal
-from pipelines.reporting.samples import save_samples
 from pipelines.running import checkpoints
 from pipelines.running.board import Reporter
 from pipelines.running.data import (
@@ -163,6 +161,10 @@ def _write(
     out: Path, job: Job, data: Data, metrics: dict[str, Any], environment: dict[str, Any]
 ) -> None:
     """All files of a finished run."""
+    # Plots, which no worker has to import.
+    from pipelines.report import write_report
+    from pipelines.reporting.samples import save_samples
+
     environment["placement"] = {"workers": metrics.pop("placement")}
     environment["quarantined"] = metrics["quarantined"] = quarantine.count(out / quarantine.FILE)
     write_json(out / "environment.json", environment)

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from uml_core.errors import RunError, UserError
 
@@ -133,6 +131,10 @@ def fit_linear_probe(
     the mean and standard deviation of train_x; constant features are only centred.
     Raises UserError for unusable labels or shapes, RunError for features that are not finite.
     """
+    # Here, not above: every process of a job imports this module, and few fit a probe.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     train_x, train_y = checked("train", train_x, train_y)
     val_x, val_y = checked("val", val_x, val_y)
     if len(np.unique(train_y)) < 2:

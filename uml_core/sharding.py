@@ -8,12 +8,11 @@ taken up with another number of workers, or with the other way of sharing.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from uml_core.learner import UnpairedLearner
 
@@ -24,6 +23,8 @@ def shard(learner: UnpairedLearner) -> nn.Module:
     Parts are units of their own, because evaluation calls them one by one and steps leave some
     out. Its weights must be alike on all ranks.
     """
+    from torch.distributed.fsdp import fully_shard
+
     # Lengths differ between ranks; every call gathers weights, so all must make the same calls.
     learner.shares_trunk_calls = False
     for part in _units(learner):
@@ -43,9 +44,19 @@ def _units(learner: UnpairedLearner) -> Iterator[nn.Module]:
         yield learner.classifier
 
 
+def is_sharded(value: Any) -> bool:
+    """Whether a value is a tensor of which every rank holds a part.
+
+    There is none before the first `shard`, so that processes without FSDP do not import its module,
+    which takes a second.
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
+
+
 def whole(value: Any) -> Any:
     """Nested plain types with every sharded tensor as a whole one; all ranks call it alike."""
-    if isinstance(value, DTensor):
+    if is_sharded(value):
         return value.full_tensor()
     if isinstance(value, Mapping):
         return {key: whole(inner) for key, inner in value.items()}
@@ -59,7 +70,9 @@ def part_of(value: Tensor, like: Tensor) -> Tensor:
 
     All ranks call it alike.
     """
-    if isinstance(like, DTensor) and value.shape == like.shape:
+    if is_sharded(like) and value.shape == like.shape:
+        from torch.distributed.tensor import distribute_tensor
+
         value = value.to(like.device)
         return distribute_tensor(value, like.device_mesh, like.placements)
     return value
@@ -85,4 +98,4 @@ def parts_of_moments(state: Mapping[str, Any], parameters: list[nn.Parameter]) -
 
 def local(value: Tensor) -> Tensor:
     """What of a tensor lies on this rank: any shape, the first dimension a part of the whole."""
-    return value.to_local() if isinstance(value, DTensor) else value
+    return value.to_local() if is_sharded(value) else value

@@ -55,6 +55,30 @@ def test_a_verb_that_is_none_is_told_without_what_a_verb_needs():
     assert not top & {"torch", "ray", "mlflow", "numpy", "scipy", "pydantic"}, top
 
 
+# What a job's processes import before they work: each of a run's dozen pays for it, on two cores.
+JOBS = ("pipelines.train", "pipelines.running.cohort", "pipelines.tuning.trial")
+HEAVY = {
+    "sklearn",
+    "scipy.stats",
+    "torchvision",
+    "matplotlib",
+    "mlflow",
+    "torch.distributed.tensor",
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "not_needed"),
+    [*((job, HEAVY) for job in JOBS), ("pipelines.streams.source", {*HEAVY, "torch"})],
+)
+def test_processes_of_a_job_import_what_they_need(module, not_needed):
+    program = f"import json, sys, {module}; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not not_needed & set(json.loads(done.stdout))
+
+
 def test_what_help_and_version_say(capsys):
     assert cli.main(["--help"]) == 0
     said = capsys.readouterr().out

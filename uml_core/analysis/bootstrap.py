@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 from uml_core.errors import UserError
 
@@ -55,7 +55,7 @@ def spread(value: float, draws: np.ndarray) -> Estimate:
     the value, but their spread still tells how far another sample of this size would lie. The
     interval is therefore for the statistic at this sample size, and arms compare at equal size.
     """
-    half = stats.norm.ppf((1 + LEVEL) / 2) * float(np.std(draws, ddof=1))
+    half = ndtri((1 + LEVEL) / 2) * float(np.std(draws, ddof=1))
     return Estimate(float(value), float(value - half), float(value + half))
 
 
@@ -99,7 +99,7 @@ def t_interval(values: np.ndarray) -> Estimate:
     values = np.asarray(values, dtype=np.float64)
     if len(values) < 2:
         raise UserError("an interval over seeds needs at least two seeds")
-    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
+    half = stdtrit(len(values) - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / len(values) ** 0.5
     return Estimate(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
 
 
@@ -107,7 +107,9 @@ def proportion(hits: int, total: int) -> Estimate:
     """Share hits / total with its exact (Clopper-Pearson) interval, as fractions."""
     if total < 1:
         raise UserError("a share needs at least one case")
-    interval = stats.binomtest(hits, total).proportion_ci(LEVEL, method="exact")
+    from scipy.stats import binomtest  # a second to import, for processes that analyse nothing
+
+    interval = binomtest(hits, total).proportion_ci(LEVEL, method="exact")
     return Estimate(hits / total, float(interval.low), float(interval.high))
 
 

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from uml_core.analysis.bootstrap import LEVEL, Estimate, t_interval
 from uml_core.errors import UserError
@@ -177,7 +177,7 @@ def fieller(numerators: np.ndarray, denominators: np.ndarray) -> Rate:
     b, c = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     if len(b) < 2 or len(b) != len(c):
         raise UserError("a rate needs paired slopes of at least two seeds")
-    t2 = stats.t.ppf((1 + LEVEL) / 2, len(b) - 1) ** 2
+    t2 = stdtrit(len(b) - 1, (1 + LEVEL) / 2) ** 2
     cov = t2 * np.cov(b, c, ddof=1) / len(b)
     mean_b, mean_c = b.mean(), c.mean()
     bounded = mean_c**2 - cov[1, 1]

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from uml_core.analysis.bootstrap import (
     Estimate,
@@ -155,6 +154,8 @@ def shared_geometry(
     renamed at random. The interval is a bootstrap over classes in which pairs of one class with
     itself are left out. Raises UserError for unpaired rows or fewer than three classes.
     """
+    from scipy.stats import rankdata  # a second to import, for processes that forecast nothing
+
     if len(x) != len(y) or len(x) < 3:
         raise UserError(f"class geometry needs the same three or more classes: {len(x)}, {len(y)}")
     a, b = _similarity(x), _similarity(y)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import davies_bouldin_score, pairwise_distances
 
 from uml_core.analysis.bootstrap import Estimate, resample, spread, subsample
 from uml_core.errors import UserError
@@ -42,6 +41,9 @@ def separability(
     of a sample shrink its class, see `bootstrap.spread`). Compare arms on the same rows.
     Raises UserError unless 2 <= classes < samples.
     """
+    # A second to import, for processes that analyse nothing.
+    from sklearn.metrics import davies_bouldin_score, pairwise_distances
+
     features, labels = np.asarray(features, np.float64), np.asarray(labels)
     rows = subsample(len(features), max_samples, seed)
     features, labels = features[rows], labels[rows]

@@ -15,9 +15,6 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.models.vision_transformer import EncoderBlock
-from torchvision.transforms.v2 import functional as V
 
 from uml_core.modalities.base import BadSample, Modality
 from uml_core.modalities.common import cause, least_problems, most_problems, option
@@ -149,6 +146,8 @@ class _ViT(nn.Module):
     """Vision transformer: patches, class token if pooled, torchvision's pre-norm blocks."""
 
     def __init__(self, options: Options, width: int) -> None:
+        from torchvision.models.vision_transformer import EncoderBlock
+
         super().__init__()
         self.patches = _Patches(options, width)
         self.class_token = nn.Parameter(0.02 * torch.randn(1, 1, width)) if options.pool else None
@@ -237,6 +236,8 @@ class Image(Modality):
         image = image[:, top : top + height, left : left + width]
         if (height, width) == (size, size):
             return image.contiguous()
+        from torchvision.transforms.v2 import functional as V
+
         return V.resize(image, [size, size], antialias=True)
 
     def pixels(self, data: bytes) -> Tensor:
@@ -248,6 +249,9 @@ class Image(Modality):
             )
         if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
             raise BadSample(f"the JPEG has {scans} scans, more than {MAX_SCANS}")
+        # Two seconds to import, for processes that decode no picture.
+        from torchvision.io import ImageReadMode, decode_image
+
         try:
             image = decode_image(
                 torch.frombuffer(bytearray(data), dtype=torch.uint8),
