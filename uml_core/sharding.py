@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from torch import Tensor, nn
 
 from uml_core.learner import UnpairedLearner
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def shard(learner: UnpairedLearner) -> nn.Module:
@@ -44,7 +47,7 @@ def _units(learner: UnpairedLearner) -> Iterator[nn.Module]:
         yield learner.classifier
 
 
-def is_sharded(value: Any) -> bool:
+def is_sharded(value: Any) -> TypeGuard[DTensor]:
     """Whether a value is a tensor of which every rank holds a part.
 
     There is none before the first `shard`, so that processes without FSDP do not import its module,
