@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 from pathlib import Path
 
 import pytest
-from runs import Job, Meanwhile, actors_of, wait_until
+from runs import Job, Meanwhile, trial_processes, wait_until
 
 from pipelines import cli
 from pipelines.tuning.journal import NAME, Journal
@@ -192,14 +193,17 @@ class Assassin(Meanwhile):
         def reports() -> int:
             return journal.read_text().count('"report"') if journal.is_file() else 0
 
-        before, victims = reports(), []
+        before = reports()
 
-        def is_time() -> bool:
+        def is_killed() -> bool:
             if reports() > before:
-                victims.extend(actors_of("ImplicitFunc"))
-            return bool(victims)
+                for pid in trial_processes():
+                    with contextlib.suppress(ProcessLookupError):  # that trial has just ended
+                        os.kill(pid, signal.SIGKILL)
+                        return True
+            return False
 
-        super().__init__(is_time, lambda: os.kill(victims[0], signal.SIGKILL))
+        super().__init__(is_killed, lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +215,7 @@ def rates(tmp_path_factory) -> str:
 
 
 # Three rates with texts and three without, each to its end, then the best pair on other seeds.
-GRID = ("sweep.search=grid", "train.steps=60")
+GRID = ("sweep.search=grid", "train.steps=36")
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +283,7 @@ def test_trials_of_two_workers_leak_nothing_and_give_what_one_worker_gives(
     recipe, rates, calm, tmp_path
 ):
     """Early stopping ends Ray Train runs while others wait for their place."""
-    args = ("--space", rates, "sweep.confirm=0", "train.steps=60", "sweep.workers=2")
+    args = ("--space", rates, "sweep.confirm=0", "train.steps=36", "sweep.workers=2")
     two = sweep(recipe, tmp_path / "two", *args)
     assert len(two["trials"]) == 6 and not [t for t in two["trials"] if t["status"] == "failed"]
     assert "stopped" in {t["status"] for t in two["trials"]}, "nothing was stopped early"

@@ -226,21 +226,18 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
+def trial_processes() -> list[int]:
+    """Process ids of Tune trials on the Ray that this process started, and on no other."""
+    return [p for p in descendants(os.getpid()) if _command(p).startswith("ray::ImplicitFunc")]
+
+
 def training_workers() -> dict[int, str]:
     """Process id -> node id of the training workers that are alive on the connected Ray."""
-    return actors_of("RayTrainWorker")
-
-
-def actors_of(kind: str) -> dict[int, str]:
-    """Process id -> node id of the actors of a class that are alive on the connected Ray.
-
-    A search through all processes would also find those of another Ray on this machine.
-    """
     import ray
     from ray.util.state import list_actors
 
     alive = list_actors(
         ray.get_runtime_context().gcs_address,
-        filters=[("state", "=", "ALIVE"), ("class_name", "=", kind)],
+        filters=[("state", "=", "ALIVE"), ("class_name", "=", "RayTrainWorker")],
     )
     return {actor.pid: actor.node_id for actor in alive}
