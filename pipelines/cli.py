@@ -192,6 +192,16 @@ def _field_line(prefix: str, field: Field, meaning: str) -> str:
     return textwrap.fill(text, 80, initial_indent="  ", subsequent_indent="      ")
 
 
+def add_member(parser: argparse.ArgumentParser) -> None:
+    """The option of verbs that read shards without a recipe; there it is `member`."""
+    parser.add_argument(
+        "--member",
+        metavar="SUFFIX",
+        help="which member of a sample is meant, where there are several of the kind (jpg beside "
+        "png), or its suffix has two parts (input.jpg)",
+    )
+
+
 def load_recipe(args: argparse.Namespace) -> Recipe:
     """The recipe that the arguments name, with their overrides."""
     from uml_core import recipe

@@ -50,12 +50,13 @@ from pipelines.running.folder import kept
 from pipelines.running.lock import alone
 from pipelines.sources import holdings
 from pipelines.sources.inputs import Raw, ShardInputs
+from pipelines.sources.inspection import kind_by_content
+from pipelines.streams import layout
 from pipelines.streams.index import (
     CLASSES_NAME,
     MAX_INDEX_BYTES,
     Shard,
     from_json,
-    load_shards,
     read_json,
     to_json,
 )
@@ -83,6 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="a folder of shards")
     parser.add_argument("--encoder", required=True, metavar="NAME", help="folder, or LIBRARY:NAME")
     parser.add_argument("--modality", metavar="NAME", help="which one (default: the only one)")
+    parser.add_argument("--split", choices=layout.SPLITS, help="of shards whose names tell none")
+    cli.add_member(parser)
     parser.add_argument("--tokens", action="store_true", help="all positions, not one vector")
     parser.add_argument(
         "--pooling",
@@ -102,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     began = time.monotonic()
     if problems := check_pool_arguments(args):
         raise UserError(problems)
-    modality, splits = _choose(Path(args.data), args.modality)
+    modality, splits = _choose(Path(args.data), args.modality, args.split, args.member)
     kind = next(iter(splits.values())).shards[0].kind
     out = Path(args.out or f"{args.data.rstrip('/')}-features").resolve()
     found = locate(args.encoder)
@@ -143,37 +146,39 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _choose(data: Path, modality: str | None) -> tuple[str, dict[str, Index]]:
+def _choose(
+    data: Path, modality: str | None, split: str | None, member: str | None
+) -> tuple[str, dict[str, Index]]:
     """The modality that is encoded, and its splits. Raises UserError."""
-    paths = sorted(data.glob("*.tar")) if data.is_dir() else []
-    if not paths:
+    if not data.is_dir():
         raise UserError(f"{data} is no folder with shards: `uml prepare` makes one")
-    names = sorted({holdings.place(str(path))[0] for path in paths})
+    shelf = holdings.shards_in(str(data))
+    found = layout.arrange(shelf.urls, lambda urls: _kind(urls[0]), split)
+    problems = [f"{path}: {cause}" for path, cause in (*shelf.problems, *found.problems)]
+    if problems:
+        raise UserError(problems)
+    names = sorted({name for name, _ in found.groups})
     if modality is None:
         if len(names) > 1:
             raise UserError(f"{data} holds {', '.join(names)}: choose one with --modality")
         modality = names[0]
     if modality not in names:
         raise UserError(f"{data} has no shards of '{modality}'{near(modality, names)}")
-    splits: dict[str, list[Path]] = {}
-    for path in paths:
-        name, split = holdings.place(str(path))
-        if name == modality:
-            splits.setdefault(split, []).append(path)
+    if (modality, None) in found.groups:
+        raise UserError(f"the names of {data}'s {modality} shards tell no split: give --split")
+    splits = {part: urls for (name, part), urls in found.groups.items() if name == modality}
     kind = _kind(next(iter(splits.values()))[0])
     return modality, {
-        split: load_index([str(p.resolve()) for p in found], ".", kind)
-        for split, found in splits.items()
+        str(part): load_index(urls, ".", kind, member) for part, urls in splits.items()
     }
 
 
-def _kind(path: Path) -> str:
+def _kind(url: str) -> str:
     """What a shard holds; raises UserError where no encoder takes it."""
-    for kind in KINDS:
-        [shard] = load_shards([str(path.resolve())], kind)
-        if len(shard):
-            return kind
-    raise UserError(f"{path} holds no picture, text or sound that an encoder takes")
+    kind = kind_by_content(url)
+    if kind not in KINDS:
+        raise UserError(f"{url} holds no picture, text or sound that an encoder takes")
+    return kind
 
 
 def _check_out(out: Path, modality: str, resume: bool, classes: Sequence[str] | None) -> None:

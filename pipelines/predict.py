@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's own arguments."""
     parser.add_argument("model", metavar="MODEL", help="folder of an exported model")
     parser.add_argument("source", metavar="SOURCE", help="shards, a folder, a table or Parquet")
+    cli.add_member(parser)
     parser.add_argument("--encoder", metavar="DIR", help="where the encoder's weights lie")
     parser.add_argument(
         "--no-embeddings", action="store_true", help="leave the column `embedding` out"
@@ -162,12 +163,12 @@ def _open_inputs(
         raise UserError("--encoder: this model takes its input as it is, without an encoder")
     try:
         if args.encoder is None:
-            return open_inputs(args.source, model.modality.kind), None
+            return open_inputs(args.source, model.modality.kind, args.member), None
     except UserError:
         if entry is None:
             raise
     assert entry is not None
-    inputs = open_inputs(args.source, entry["kind"])
+    inputs = open_inputs(args.source, entry["kind"], args.member)
     found, wanted = of_reference(entry, args.encoder)
     open_encoder(found, inputs.kind, wanted)  # what is wrong with it is told before the start
     return inputs, (found, wanted)

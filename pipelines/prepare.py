@@ -36,6 +36,7 @@ from pipelines.sources.decoding import kind_options
 from pipelines.sources.descriptions import is_descriptions, read_descriptions
 from pipelines.sources.packing import Packing, Ready, check_samples, draw_test, write, write_world
 from pipelines.sources.reading import Listing, Reading, normal, read_source
+from pipelines.streams import layout
 from pipelines.streams.index import (
     CLASSES_NAME,
     INDEX_NAME,
@@ -68,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--modality", metavar="NAME", help="name of the modality (default: its kind)"
     )
     parser.add_argument("--kind", choices=sorted(KINDS), help="default: by the files' suffixes")
-    parser.add_argument("--split", choices=holdings.SPLITS, help="all samples are of this split")
+    parser.add_argument("--split", choices=layout.SPLITS, help="all samples are of this split")
     parser.add_argument(
         "--test-share",
         type=float,
@@ -274,8 +275,8 @@ def _check_request(args: argparse.Namespace, listing: Listing, folder: Path, mod
     problems = []
     if not modality.replace("_", "").replace("-", "").isalnum() or not modality.isascii():
         problems.append(f"--modality {modality}: use letters, digits, - and _ only")
-    elif holdings.place(f"{modality}-train-000000.tar")[0] != modality:
-        problems.append(f"--modality {modality}: a split's name inside it would mislead")
+    elif layout.place(f"{modality}-train-000000.tar").modality != modality:
+        problems.append(f"--modality {modality}: a split's name inside it, or no letter, misleads")
     named = {item.split for item in listing.items if item.split}
     if named and (args.split or args.test_share is not None):
         problems.append(
@@ -405,7 +406,8 @@ def _print_result(
     notes += [guards.overlap_sentence(name, o) for name, o in found.items() if o["shared"]]
     parts = {name: list(splits.values()) for name, splits in groups.items()}
     notes += [guards.source_sentence(item) for item in guards.shared_sources(parts)]
-    written = {holdings.place(shard.url)[0] for shard in shards}
+    notes += guards.lopsided(groups)
+    written = {layout.place(shard.url).modality for shard in shards}
     shown = {name: splits for name, splits in groups.items() if name in written}
     if args.json:
         facts = {n: {k: holdings.facts(i) for k, i in s.items()} for n, s in shown.items()}

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -33,9 +35,9 @@ from pipelines.prepare import ensure_world
 from pipelines.reporting import terminal
 from pipelines.sources import guards, holdings
 from pipelines.sources.decoding import plain
-from pipelines.sources.inspection import check_shard, index_differences, kind_by_content
+from pipelines.sources.inspection import check_shard, index_differences, kinds_in
 from pipelines.sources.parallel import Job, each
-from pipelines.streams import storage
+from pipelines.streams import foreign, layout, storage
 from pipelines.streams.index import (
     CLASSES_NAME,
     INDEX_NAME,
@@ -43,7 +45,8 @@ from pipelines.streams.index import (
     from_json,
     read_json,
 )
-from pipelines.streams.shards import Index, expand
+from pipelines.streams.layout import UNSPLIT
+from pipelines.streams.shards import Index, chosen_members, expand
 from uml_core.errors import RunError, UserError
 from uml_core.modalities import KINDS
 from uml_core.specs import Recipe
@@ -57,6 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="a recipe, or a folder, tar, glob or url of shards")
     parser.add_argument("overrides", nargs="*", help="more shards, or fields of the recipe")
     parser.add_argument("--kind", choices=sorted(KINDS), help="default: by index, name and suffix")
+    parser.add_argument("--split", choices=layout.SPLITS, help="of shards whose names tell none")
+    cli.add_member(parser)
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ class Part:
     kind: str
     options: Any
     urls: tuple[str, ...]
+    member: tuple[str, ...] = ()  # see `Shard`
 
 
 class Found(NamedTuple):
@@ -125,17 +131,34 @@ def _parts(args: argparse.Namespace, findings: Findings) -> tuple[list[Part], st
         args.recipe = args.source
         recipe = cli.load_recipe(args)
         return _recipe_parts(recipe), recipe.target, recipe.allow_overlap
-    urls = [url for source in [args.source, *args.overrides] for url in _urls(source)]
-    places: dict[tuple[str, str], list[str]] = {}
-    for url in dict.fromkeys(urls):
-        places.setdefault(holdings.place(url), []).append(url)
+    urls: list[str] = []
+    for source in [args.source, *args.overrides]:
+        urls += _urls(source, findings)
+    names = layout.places(urls)
+    kinds: dict[str, str] = {}  # of a modality
+
+    def unnamed(urls: Sequence[str]) -> str | None:
+        return args.kind or _kind_of(None, urls, findings)
+
+    found = layout.arrange(urls, unnamed, args.split)
+    for url, cause in found.problems:
+        findings.add(url, None, cause)
     parts = []
-    for (modality, split), found in sorted(places.items()):
-        kind = args.kind or _kind_of(modality, found)
+    for (modality, split), members in found.groups.items():
+        named = any(names[url].modality == modality for url in members)
+        kind = args.kind or kinds.get(modality) or _kind_of(modality, members, findings)
         if kind is None:
-            findings.add(found[0], None, "no member tells its kind: give --kind")
             continue
-        parts.append(Part(modality, split, kind, KINDS[kind].Options(), tuple(found)))
+        kinds[modality] = kind
+        member = chosen_members(kind, args.member)
+        options = KINDS[kind].Options()
+        parts.append(Part(modality, split or UNSPLIT, kind, options, tuple(members), member))
+        if split is None:
+            whose = modality if named else "these shards"
+            findings.warnings.append(
+                f"the names of {whose} tell no split, so nothing was held against other splits: "
+                + layout.ADVICE
+            )
     return parts, None, ALLOWED_OVERLAP
 
 
@@ -145,12 +168,13 @@ def _recipe_parts(recipe: Recipe) -> list[Part]:
         ensure_world(recipe.world, Path(recipe.data_root))
     parts, problems = [], []
     for name, spec in recipe.modalities.items():
-        for split in holdings.SPLITS:
+        for split in layout.SPLITS:
             if (pattern := getattr(spec, split)) is None:
                 continue
             try:
                 urls = expand(pattern, recipe.data_root)
-                parts.append(Part(name, split, spec.kind, spec.options, tuple(urls)))
+                member = chosen_members(spec.kind, spec.member)
+                parts.append(Part(name, split, spec.kind, spec.options, tuple(urls), member))
             except UserError as error:
                 problems += [f"modalities.{name}.{split}: {p}" for p in error.problems]
     if problems:
@@ -158,25 +182,41 @@ def _recipe_parts(recipe: Recipe) -> list[Part]:
     return parts
 
 
-def _urls(source: str) -> list[str]:
-    if storage.is_remote(source):
-        return expand(source if source.endswith(".tar") else f"{source.rstrip('/')}/*.tar")
-    if not os.path.isdir(source):
+def _urls(source: str, findings: Findings) -> list[str]:
+    one = source.partition("?")[0].lower().endswith(".tar")
+    if one or not (storage.is_remote(source) or os.path.isdir(source)):
         return expand(source)
-    found = sorted(str(path.absolute()) for path in Path(source).glob("*.tar"))
-    if not found:
-        raise UserError(f"{source} holds no tar")
-    return found
+    shelf = holdings.shards_in(source)
+    for path, cause in shelf.problems:
+        findings.add(path, None, cause)
+    findings.warnings += shelf.notes
+    return shelf.urls
 
 
-def _kind_of(modality: str, urls: Sequence[str]) -> str | None:
-    """The kind that index.json, the modality's name or the first payload tells."""
+def _kind_of(modality: str | None, urls: Sequence[str], findings: Findings) -> str | None:
+    """The kind that index.json, the modality's name or the first sample tells; else a problem."""
     entry = _index_entries(urls[0]).get(storage.name_of(urls[0]))
     if isinstance(entry, dict) and entry.get("kind") in KINDS:
         return entry["kind"]
-    if modality.lower() in KINDS:
+    if modality is not None and modality.lower() in KINDS:
         return modality.lower()
-    return next((kind for url in urls if (kind := kind_by_content(url)) is not None), None)
+    for url in urls:
+        if found := kinds_in(url):
+            if len(found) == 1:
+                return found[0]
+            findings.add(url, None, f"its samples hold {' and '.join(found)}: give --kind")
+            return None
+    findings.add(urls[0], None, _why_no_kind(urls[0]))
+    return None
+
+
+def _why_no_kind(url: str) -> str:
+    try:
+        with storage.open_stream(url) as stream:
+            cause = foreign.no_tar(stream.read(foreign.HEAD_BYTES))
+    except (OSError, RunError) as error:
+        cause = f"cannot be read: {error}"
+    return cause or "no member tells its kind: give --kind"
 
 
 def _index_entries(url: str) -> dict[str, Any]:
@@ -192,7 +232,12 @@ def _index_entries(url: str) -> dict[str, Any]:
 def _check_shards(parts: Sequence[Part]) -> list[Job]:
     """One result per shard. All shards of a modality are held against the size of its samples."""
     jobs: list[Job] = [
-        {"url": url, "kind": part.kind, "options": plain(part.options)}
+        {
+            "url": url,
+            "kind": part.kind,
+            "options": plain(part.options),
+            "member": list(part.member),
+        }
         for part in parts
         for url in part.urls
     ]
@@ -250,23 +295,31 @@ def _collect(parts: Sequence[Part], results: Sequence[Job], findings: Findings) 
     """The indices as the tars themselves tell them; per-shard problems go into `findings`."""
     groups: holdings.Groups = {}
     others: Counter[str] = Counter()
+    notes: list[Found] = []
     left = iter(results)
     for part in parts:
         shards = []
         for url in part.urls:
             result = next(left)
-            for key, cause, lost in result["problems"]:
-                findings.add(url, key, cause, lost)
+            for key, cause, lost, note in result["problems"]:
+                if note:
+                    notes.append(Found(url, key, cause, lost))
+                else:
+                    findings.add(url, key, cause, lost)
             if "shard" not in result:
                 continue
             shard = from_json(result["shard"], url)
             assert shard is not None
             shards.append(shard)
-            known = {*KINDS[part.kind].suffixes, *ANNOTATIONS}
+            known = {*KINDS[part.kind].suffixes, *ANNOTATIONS, *part.member}
             others.update({s: n for s, n in result["suffixes"].items() if s not in known})
         if shards:
             index = Index(tuple(shards), _classes_beside(part.urls[0], findings))
             groups.setdefault(part.modality, {})[part.split] = index
+    for first, count in _by_cause(notes):
+        key = f" ({first.key})" if first.key else ""
+        more = f"; {count - 1} more like this" if count > 1 else ""
+        findings.warnings.append(f"{storage.name_of(first.shard)}{key}: {first.cause}{more}")
     if others:
         listed = ", ".join(f"{n} .{suffix}" for suffix, n in sorted(others.items()))
         findings.warnings.append(f"members that nothing reads: {listed}")
@@ -294,14 +347,25 @@ def _check_classes(groups: holdings.Groups, findings: Findings) -> list[str] | N
     """Class lists agree, labels lie within them, no class is without training samples."""
     every = [(f"{name} ({split})", i) for name, s in groups.items() for split, i in s.items()]
     lists = {where: index.classes for where, index in every if index.classes is not None}
+    lost = sum(problem.lost for problem in findings.problems)
+    if not lists and lost <= sum(len(index) for _, index in every):  # else too few to judge by
+        _, problems = guards.unnamed_classes([index for _, index in every])
+        whole = any("train" in splits or UNSPLIT in splits for splits in groups.values())
+        if whole:
+            for problem in problems:
+                findings.add("labels", None, problem)
+        else:
+            findings.warnings += problems  # those of the training split may be others
     try:
         guards.check_classes(lists)
     except UserError as error:
         for problem in error.problems:
             findings.add(CLASSES_NAME, None, problem)
-    for _, index in every:
+    for where, index in every:
         if index.classes is None:
             continue
+        if hint := guards.counted_from_one(index.labels, len(index.classes)):
+            findings.add(where, None, hint)
         for row in (index.labels >= len(index.classes)).nonzero()[0]:
             shard, place = index.locate(int(row))
             label, last = shard.labels[place], len(index.classes) - 1
@@ -311,12 +375,13 @@ def _check_classes(groups: holdings.Groups, findings: Findings) -> list[str] | N
     for name, splits in groups.items():
         train = splits.get("train")
         if train is not None and train.classes and (train.labels >= 0).any():
-            counts = holdings.facts(train)["class_histogram"]
-            empty = [c for c in train.classes if not counts[c]]
+            used = {int(k) for index in splits.values() for k in np.unique(index.labels)}
+            empty = [c for k, c in enumerate(train.classes) if k not in used]
             if empty:
                 findings.warnings.append(
                     f"{name}: no training sample of {len(empty)} classes, e.g. '{empty[0]}'"
                 )
+    findings.warnings += guards.lopsided(groups)
     return list(next(iter(lists.values()))) if lists else None
 
 
@@ -349,9 +414,11 @@ def _check_leaks(
     just write the same things twice.
     """
     overlap = guards.overlaps(groups)
-    for name, found in overlap.items():
-        kind = groups[name]["test"].shards[0].kind
-        strict = name == target if target else kind != "text"
+    kinds = {name: next(iter(splits.values())).shards[0].kind for name, splits in groups.items()}
+    every = [(name, name.removesuffix(" (val)"), found) for name, found in overlap.items()]
+    every += [(where, where.partition(",")[0], found) for where, found in guards.strays(groups)]
+    for name, modality, found in every:
+        strict = name == target if target else kinds[modality] != "text"
         if found["share"] > allowed and strict:
             findings.add(name, None, guards.overlap_sentence(name, found))
         elif found["shared"]:
@@ -369,6 +436,10 @@ def _write(out: Path, findings: Findings) -> None:
     out.mkdir(parents=True, exist_ok=True)
     content = {
         "clean": not findings.problems,
+        "causes": [
+            {"cause": first.cause, "count": count, "shard": first.shard, "key": first.key}
+            for first, count in _by_cause(findings.problems)
+        ],
         "problems": [problem._asdict() for problem in findings.problems],
         "warnings": findings.warnings,
         **findings.report,
@@ -388,9 +459,10 @@ def _print(
     if findings.problems:
         count = len(findings.problems)
         screen.print(Text(f"\n{count} problem{'s' * (count != 1)}", style="bold red"))
-        screen.print(_table(findings.problems[:SHOWN]))
-        if count > SHOWN:
-            screen.print(f"... and {count - SHOWN} more in verify.json")
+        causes = _by_cause(findings.problems)
+        screen.print(_table(causes[:SHOWN]))
+        if len(causes) > SHOWN:
+            screen.print(f"... and {len(causes) - SHOWN} more causes in verify.json")
     for warning in findings.warnings:
         screen.print(f"Note: {warning}", soft_wrap=True)
     if not findings.problems:
@@ -398,14 +470,29 @@ def _print(
     screen.print(f"Details: {holdings.shown_path(out / 'verify.json')}", soft_wrap=True)
 
 
-def _table(problems: Sequence[Found]) -> Table:
+def _by_cause(problems: Sequence[Found]) -> list[tuple[Found, int]]:
+    """The first problem of every cause and how often it occurs; names and numbers may differ."""
+    found: dict[str, list[Any]] = {}
+    for problem in problems:
+        found.setdefault(_VALUES.sub("", problem.cause), [problem, 0])[1] += 1
+    return [(first, count) for first, count in found.values()]
+
+
+_VALUES = re.compile(r"'[^']*'|\d+|(?<=such as ).*$")
+
+
+def _table(causes: Sequence[tuple[Found, int]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, safe_box=True)
-    table.add_column("shard", overflow="fold", max_width=26)
-    table.add_column("key", overflow="fold", max_width=22)
+    repeated = any(count > 1 for _, count in causes)
+    if repeated:
+        table.add_column("times", justify="right")
+    table.add_column("shard", overflow="fold", max_width=24)
+    table.add_column("key", overflow="fold", max_width=20)
     table.add_column("cause", overflow="fold")
-    for where, key, cause, _ in problems:
-        name = storage.name_of(where) if where.endswith((".tar", ".json")) else where
-        table.add_row(name, key or "-", cause)
+    for (where, key, cause, _), count in causes:
+        name = os.path.basename(where) if os.path.isabs(where) else storage.name_of(where)
+        row = [name if "/" in where else where, key or "-", cause]
+        table.add_row(*([str(count)] if repeated else []), *row)
     return table
 
 

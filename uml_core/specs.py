@@ -35,6 +35,7 @@ class ModalitySpec:
     ratio: RatioField = 1.0  # batches per target batch; [[from step, r], ...]; adaptive
     weight: float = 1.0  # factor of its loss (the paper's lambda, alpha)
     shots: Shots = None  # samples per class; average = one mean; null = all; a list: exchange rate
+    member: str | list[str] | None = None  # suffix of the payload, where samples hold several
     options: Any = None  # what only this kind has: size, stem, ... (see uml_core/modalities)
 
     def build(self) -> Modality:

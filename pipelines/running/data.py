@@ -90,6 +90,8 @@ def open_data(recipe: Recipe) -> Data:
     if problems:
         raise UserError(problems)
     classes = _classes(splits, problems)
+    if problems:
+        raise UserError(problems)
     modalities = {}
     for name in recipe.active:
         modality = _with_input(recipe, name, splits["train"][name], problems)
@@ -134,7 +136,7 @@ def _open_split(recipe: Recipe, name: str, split: str, problems: list[str]) -> I
         return None
     assert recipe.data_root is not None
     try:
-        index = load_index(pattern, recipe.data_root, spec.kind)
+        index = load_index(pattern, recipe.data_root, spec.kind, spec.member)
     except UserError as error:
         problems += [f"modalities.{name}.{split}: {problem}" for problem in error.problems]
         return None
@@ -187,9 +189,9 @@ def _classes(splits: dict[str, dict[str, Index]], problems: list[str]) -> tuple[
         problems += error.problems
     if lists:
         return next(iter(lists.values()))
-    indices = [index for split in splits.values() for index in split.values()]
-    top = max(int(index.labels.max(initial=-1)) for index in indices)
-    return tuple(str(k) for k in range(top + 1))
+    count, found = guards.unnamed_classes([i for by in splits.values() for i in by.values()])
+    problems += found
+    return () if found else tuple(str(k) for k in range(count))
 
 
 def _with_input(recipe: Recipe, name: str, index: Index, problems: list[str]) -> Modality | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines.running.data import Data, Round, make_round
 from pipelines.running.finished import FinishedRun
-from pipelines.sources.guards import check_labels, content_overlap
+from pipelines.sources.guards import check_labels, content_overlap, unnamed_classes
 from pipelines.streams import storage
 from pipelines.streams.scan import MAX_JSON_BYTES
 from pipelines.streams.shards import Index, Sample, load_index, subset, write_shards
@@ -250,11 +250,12 @@ def _shifts(recipe: Recipe, data: Data) -> tuple[dict[str, Shift], list[str]]:
 def _shift(recipe: Recipe, data: Data, spec: ShiftSpec) -> Shift:
     target = recipe.target
     assert recipe.data_root is not None
-    index = load_index(spec.files, recipe.data_root, recipe.modalities[target].kind)
+    modality = recipe.modalities[target]
+    index = load_index(spec.files, recipe.data_root, modality.kind, modality.member)
     if (index.labels < 0).all():
         raise UserError("no sample has a label")
     # Without a list of names beside the shards, the labels themselves are the names.
-    names = index.classes or tuple(str(k) for k in range(int(index.labels.max()) + 1))
+    names = index.classes or _numbers(index, len(data.classes))
     problems = check_labels(index, len(names), "files")
     if problems:
         raise UserError(problems)
@@ -263,6 +264,16 @@ def _shift(recipe: Recipe, data: Data, spec: ShiftSpec) -> Shift:
         mapping = _read_map(_place(spec.labels, recipe.data_root))
     overlap = content_overlap([data.train[target]], index)
     return Shift(index, label_map(names, data.classes, mapping), overlap["share"])
+
+
+def _numbers(index: Index, known: int) -> tuple[str, ...]:
+    """The labels as names. A set may hold few of the run's classes, but no other numbers than it
+    could have itself. Raises UserError."""
+    count, problems = unnamed_classes([index])
+    top = int(index.labels.max()) + 1
+    if problems and top > max(known, count):
+        raise UserError(problems)
+    return tuple(str(k) for k in range(top))
 
 
 def _place(path: str, root: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.streams import foreign
 from uml_core.errors import UserError
 from uml_core.modalities import KINDS, BadSample
 from uml_core.typed import build, read_yaml
@@ -60,6 +61,8 @@ class Decoder:
         """Why this sample cannot be used, None when it can."""
         if not data:
             return "it is empty"
+        if (what := foreign.no_payload(data, suffix)) is not None:
+            return what
         try:
             item = self._modality.decode(data, suffix)
             for u in self._ends:

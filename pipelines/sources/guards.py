@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.streams.layout import WORDS
 from pipelines.streams.shards import Index
 from uml_core.errors import UserError, near
 
 EXAMPLES = 3
 MORE_THAN_CHANCE, LEAST_NUMBERS = 5, 10  # see `_beyond_chance`
 _LETTERS = re.compile(r"[^\W\d_]+")
-_SPLIT_WORDS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test"})
+_SPLIT_WORDS = frozenset(WORDS)
+NAMED = 5  # classes that a sentence names
+LEAST_HOLES = 100  # numbers without a sample, more than classes, that make labels ids
 
 
 def check(
@@ -52,6 +55,8 @@ def check(
             warnings.append(overlap_sentence(name, found))
     shared = shared_sources({name: list(splits.values()) for name, splits in groups.items()})
     warnings += [source_sentence(item) for item in shared]
+    warnings += [overlap_sentence(*item) for item in strays(groups)]
+    warnings += lopsided({target: groups[target]})
     return problems, {"overlap": overlap, "shared_sources": shared, "warnings": warnings}
 
 
@@ -61,13 +66,39 @@ def check(
 def overlaps(groups: Mapping[str, Mapping[str, Index]]) -> dict[str, dict[str, Any]]:
     """`content_overlap` of every modality (-> split -> index) that has a test split.
 
-    Validation samples count as seen: they choose the hyper-parameters.
+    Validation samples count as seen: they choose the hyper-parameters. What of them also occurs in
+    train stands under "NAME (val)"; it is no leak into the test set, but they choose badly.
     """
     out = {}
     for name, splits in groups.items():
         seen = [splits[part] for part in ("train", "val") if part in splits]
         if seen and "test" in splits:
             out[name] = content_overlap(seen, splits["test"])
+        if "val" in splits and "train" in splits:
+            found = content_overlap([splits["train"]], splits["val"])
+            if found["shared"]:
+                out[f"{name} (val)"] = found | {"split": "val"}
+    return out
+
+
+def strays(groups: Mapping[str, Mapping[str, Index]]) -> list[tuple[str, dict[str, Any]]]:
+    """Test content of one modality that another one of the same kind trains on.
+
+    Names alone say what belongs together; where they mislead, this still sees the leak. Texts are
+    left out: equal short ones are no leak. Returns (a name for it, `content_overlap`).
+    """
+    out = []
+    for name, other in itertools.permutations(groups, 2):
+        held = groups[name].get("test", groups[name].get("val"))
+        seen = [index for part, index in groups[other].items() if part != "test"]
+        if held is None or not seen or held.shards[0].kind == "text":
+            continue
+        if held.shards[0].kind != seen[0].shards[0].kind:
+            continue
+        found = content_overlap(seen, held)
+        if found["shared"]:
+            split = "test" if "test" in groups[name] else "val"
+            out.append((f"{name}, in {other}", found | {"split": split}))
     return out
 
 
@@ -96,9 +127,10 @@ def content_overlap(train: Sequence[Index], test: Index) -> dict[str, Any]:
 def overlap_sentence(name: str, found: Mapping[str, Any]) -> str:
     """What `content_overlap` found, as a sentence without its full stop."""
     pairs = ", ".join(f"{test} = {train}" for test, train in found["examples"])
+    split = found.get("split", "test")
     return (
-        f"{name}: {found['shared']} of {found['test']} test samples ({found['share']:.1%}) also "
-        f"occur in train (test key = train key: {pairs})"
+        f"{name}: {found['shared']} of {found['test']} {split} samples ({found['share']:.1%}) also "
+        f"occur in train ({split} key = train key: {pairs})"
     )
 
 
@@ -141,6 +173,8 @@ def check_labels(index: Index, num_classes: int, where: str) -> list[str]:
     """A sentence for each of the first labels that no class belongs to, with shard and key."""
     rows = np.flatnonzero(index.labels >= num_classes)
     problems = []
+    if len(rows) and (hint := counted_from_one(index.labels, num_classes)):
+        problems.append(f"{where}: {hint}")
     for row in rows[:EXAMPLES]:
         shard, place = index.locate(int(row))
         problems.append(
@@ -150,6 +184,82 @@ def check_labels(index: Index, num_classes: int, where: str) -> list[str]:
     if len(rows) > EXAMPLES:
         problems.append(f"{where}: {len(rows) - EXAMPLES} more labels are out of range")
     return problems
+
+
+def counted_from_one(labels: np.ndarray, num_classes: int) -> str | None:
+    """A sentence where labels look counted from 1 though the names count from 0."""
+    used = labels[labels >= 0]
+    if len(used) and used.min() >= 1 and used.max() == num_classes:
+        return (
+            f"its labels run from {used.min()} to {num_classes}, the names in classes.json from 0: "
+            "it seems that the labels count from 1, so that every name is one off"
+        )
+    return None
+
+
+def unnamed_classes(indices: Sequence[Index]) -> tuple[int, list[str]]:
+    """(number of classes, problems) of data without classes.json, whose labels name themselves.
+
+    Whatever the labels are, this takes no more memory than they do.
+    """
+    used = [np.unique(index.labels[index.labels >= 0]) for index in indices]
+    present = np.unique(np.concatenate([np.zeros(0, np.int64), *used]))
+    if not len(present):
+        return 0, []
+    first, top, count = int(present[0]), int(present[-1]), len(present)
+    if top + 1 - count > max(count, LEAST_HOLES):
+        return count, [
+            f"the labels are ids, not 0 to C-1: {count} different ones, from {first} to {top}, and "
+            f"there is no classes.json. Write each class's number, 0 to {count - 1}, instead (`uml "
+            "prepare` does so for a table or class folders), its names in that order into "
+            "classes.json beside the shards"
+        ]
+    if first:
+        none = "class 0 has" if first == 1 else f"classes 0 to {first - 1} have"
+        return top + 1, [
+            f"the labels start at {first}: {none} no sample. Count the classes from 0, or put "
+            f"classes.json with {top + 1} names, from that of label 0 on, beside the shards"
+        ]
+    return top + 1, []
+
+
+def lopsided(groups: Mapping[str, Mapping[str, Index]]) -> list[str]:
+    """A sentence for the classes of a modality that its train split has and its val or test split
+    lacks, and the other way round."""
+    out = []
+    for name, splits in groups.items():
+        for part in ("val", "test"):
+            if "train" not in splits or part not in splits:
+                continue
+            train, held = splits["train"], splits[part]
+            seen, asked = (np.unique(i.labels[i.labels >= 0]) for i in (train, held))
+            if not len(seen) or not len(asked):
+                continue
+            if len(only := np.setdiff1d(asked, seen)):
+                out.append(
+                    f"{name}: {_classes(only, held)} in {part}, but {_has(only)} no training sample"
+                )
+            if len(only := np.setdiff1d(seen, asked)):
+                total = len(np.union1d(seen, asked))
+                out.append(
+                    f"{name}: {_classes(only, train)} in train, but {_has(only)} no {part} sample: "
+                    f"{part} accuracy is measured on {len(asked)} of {total} classes"
+                )
+    return out
+
+
+def _has(labels: np.ndarray) -> str:
+    return "has" if len(labels) == 1 else "have"
+
+
+def _classes(labels: np.ndarray, index: Index) -> str:
+    """`class 'a' is` or `3 classes ('a', 'b', 'c') are`."""
+    names = index.classes or ()
+    shown = [f"'{names[k]}'" if k < len(names) else str(k) for k in labels[:NAMED]]
+    if len(labels) == 1:
+        return f"class {shown[0]} is"
+    more = f" and {len(labels) - NAMED} more" if len(labels) > NAMED else ""
+    return f"{len(labels)} classes ({', '.join(shown)}{more}) are"
 
 
 # ---------------------------------------------------------------------------------- sources

@@ -3,45 +3,125 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from pipelines.reporting.terminal import table
-from pipelines.streams import storage
+from pipelines.streams import foreign, layout, storage
 from pipelines.streams.index import Shard
+from pipelines.streams.layout import SPLITS, UNSPLIT
 from pipelines.streams.shards import Index
+from uml_core.errors import UserError
 
-SPLITS = ("train", "val", "test")
-_NAME = re.compile(
-    r"^(?P<modality>.+?)[-_.](?P<split>train|val|valid|test)(?:[-_.].*)?\.tar$", re.I
-)
+DEPTH = 4  # folders below the one given in which shards are looked for
+_UNFINISHED = (".part", ".partial", ".incomplete", ".crdownload", ".aria2", ".download", ".tmp")
 
 Groups = dict[str, dict[str, Index]]  # modality -> split -> index
 
 
-def place(url: str) -> tuple[str, str]:
-    """(modality, split) as a shard's name tells them; unusual names are the training split."""
-    name = storage.name_of(url)
-    match = _NAME.match(name)
-    if match is None:
-        return re.sub(r"[-_.]?\d*$", "", name.removesuffix(".tar")) or name, "train"
-    split = match["split"].lower()
-    return match["modality"], "val" if split == "valid" else split
+@dataclass
+class Shelf:
+    """The shards that lie in a folder, what there is none though it is called so, and what else.
+
+    problems  (path, cause)
+    """
+
+    urls: list[str] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def shards_in(source: str) -> Shelf:
+    """The shards of a folder or a store's prefix.
+
+    Those in the folder itself and in folders below it whose names tell a split; where it has none
+    of its own, those in all folders below. Raises UserError where there is nothing.
+    """
+    if storage.is_remote(source):
+        shelf = Shelf(storage.tars_below(source.rstrip("/")))
+        top = [url for url in shelf.urls if storage.folder_of(url) == source.rstrip("/")]
+        shelf.urls = top or shelf.urls
+        if not shelf.urls:
+            raise UserError(f"{source} holds no tar")
+        return shelf
+    root = os.path.abspath(source)
+    shelf, skipped, others = Shelf(), Counter[str](), Counter[str]()
+    found = list(_walk(root))
+    own = any(names and folder == root for folder, names in found if _shards(folder, names))
+    for folder, names in found:
+        inside = os.path.relpath(folder, root)
+        told = any(layout.place(f"/-/{part}/0.tar").split for part in inside.split(os.sep))
+        if own and folder != root and not told:
+            if tars := len(_shards(folder, names)):
+                skipped[inside] += tars
+            continue
+        for name in names:
+            path = os.path.join(folder, name)
+            if (cause := _no_shard(path)) is not None:
+                shelf.problems.append((path, cause))
+            elif name.lower().endswith(".tar"):
+                shelf.urls.append(path)
+            else:
+                others[os.path.splitext(name)[1] or "without suffix"] += 1
+    if skipped:
+        count, first = sum(skipped.values()), min(skipped)
+        shelf.notes.append(
+            f"{count} more tar{'s' * (count != 1)} in folders below, such as {first}, not looked "
+            f"at: name the folders too, or a recipe"
+        )
+    if not shelf.urls and not shelf.problems:
+        there = ", ".join(f"{n} {suffix}" for suffix, n in sorted(others.items())[:6])
+        advice = f", only {there}: `uml prepare` makes shards of files" if there else ""
+        raise UserError(f"{source} holds no tar{advice}")
+    shelf.urls.sort()
+    return shelf
+
+
+def _walk(root: str) -> Iterator[tuple[str, list[str]]]:
+    """(folder, its names that are not hidden, without the folders that are walked)."""
+    seen: set[str] = set()  # a link may lead back up
+    for folder, folders, files in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        tars = [name for name in folders if name.lower().endswith(".tar")]
+        deep = os.path.relpath(folder, root).count(os.sep) + (folder != root) >= DEPTH
+        folders[:] = [] if deep else sorted(n for n in folders if n[0] != "." and n not in tars)
+        yield folder, sorted(name for name in (*files, *tars) if name[0] != ".")
+
+
+def _shards(folder: str, names: Iterable[str]) -> list[str]:
+    return [n for n in names if n.lower().endswith(".tar") or _no_shard(os.path.join(folder, n))]
+
+
+def _no_shard(path: str) -> str | None:
+    """Why something called like a shard cannot be read as one; None for shards and other files."""
+    name = os.path.basename(path).lower()
+    if name.endswith(".tar"):
+        cause = foreign.no_shard(path)
+        return None if cause is None else cause.removeprefix(f"{path} is ")
+    if ".tar" in name and name.endswith(_UNFINISHED):
+        return "an unfinished download: finish or remove it"
+    tool = foreign.compressed_name(name)
+    if tool is not None and (".tar." in name or name.endswith((".tgz", ".tbz2", ".txz"))):
+        return f"a compressed tar: {tool} it. Samples are read from the middle of a tar"
+    return None
 
 
 def group(shards: Iterable[Shard], classes: tuple[str, ...] | None) -> Groups:
-    """The indices of shards by the modality and split that their names tell."""
-    found: dict[tuple[str, str], list[Shard]] = {}
-    for shard in sorted(shards, key=lambda shard: shard.url):
-        found.setdefault(place(shard.url), []).append(shard)
+    """The indices of shards by the modality and split that their names tell (`layout`)."""
+    by_url = {shard.url: shard for shard in shards}
+    found = layout.arrange(list(by_url), lambda urls: by_url[urls[0]].kind)
     out: Groups = {}
-    for (modality, split), group_shards in sorted(found.items()):
-        out.setdefault(modality, {})[split] = Index(tuple(group_shards), classes)
+    for (modality, split), urls in found.groups.items():
+        index = Index(tuple(by_url[url] for url in urls), classes)
+        out.setdefault(modality, {})[split or UNSPLIT] = index
     return out
 
 
@@ -62,13 +142,13 @@ def summary(groups: Mapping[str, Mapping[str, Index]]) -> Table:
     """One line per modality and split."""
     rows = []
     for modality, splits in groups.items():
-        for split in sorted(splits, key=SPLITS.index):
+        for split in sorted(splits, key=(*SPLITS, UNSPLIT).index):
             found = facts(splits[split])
             counts = list(found["class_histogram"].values())
             each = f"{min(counts)}-{max(counts)}" if counts else "-"
             rows.append(
                 [
-                    f"{modality} {split}",
+                    modality if split == UNSPLIT else f"{modality} {split}",
                     found["kind"],
                     str(found["shards"]),
                     str(found["samples"]),

@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.sources import holdings
 from pipelines.sources.reading import COLUMNS, Reading, read_source, suffix_of
+from pipelines.streams import layout
 from pipelines.streams.assemble import CUT_OFF
 from pipelines.streams.shards import Index, load_index, read_rows
 from uml_core.errors import UserError
@@ -165,18 +165,18 @@ class ParquetInputs:
                 yield Raw(key, path, value, error=error)
 
 
-def open_inputs(source: str, kind: str) -> Inputs:
+def open_inputs(source: str, kind: str, member: str | None = None) -> Inputs:
     """The samples of a kind that a person points at.
 
     source: a folder with shards (all splits of the one modality of this kind), a pattern or url of
     shards, a Parquet file, a folder of Parquet files, a folder of files, or a table of texts or
-    files (see `uml prepare`).
+    files (see `uml prepare`). member: the payload's suffix, where samples of shards hold several.
 
     Raises UserError where nothing of the kind is there.
     """
     path = Path(source)
     if source.endswith(".tar") or (path.is_dir() and any(path.glob("*.tar"))):
-        return ShardInputs(_shards(path, source, kind), kind)
+        return ShardInputs(_shards(path, source, kind, member), kind)
     parquet = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if parquet and all(p.suffix == ".parquet" and p.is_file() for p in parquet):
         found = _columns(parquet, kind)
@@ -189,25 +189,28 @@ def open_inputs(source: str, kind: str) -> Inputs:
     return FileInputs(tuple((i.name, _absolute(i.path), i.text) for i in listing.items), kind)
 
 
-def _shards(path: Path, source: str, kind: str) -> Index:
+def _shards(path: Path, source: str, kind: str, member: str | None) -> Index:
     if not path.is_dir():
-        return load_index(source, ".", kind)
-    modalities = sorted({holdings.place(str(p))[0] for p in path.glob("*.tar")})
-    fitting = [name for name in modalities if _holds(path, name, kind)]
+        return load_index(source, ".", kind, member)
+    paths = [str(p.absolute()) for p in sorted(path.glob("*.tar"))]
+    by_modality: dict[str, list[str]] = {}
+    for (modality, _), urls in layout.arrange(paths, lambda _: kind).groups.items():
+        by_modality.setdefault(modality, []).extend(urls)
+    fitting = [name for name, urls in by_modality.items() if _holds(urls[0], kind, member)]
     if len(fitting) != 1:
         found = " and ".join(fitting) or "none of them"
+        example = os.path.basename(by_modality[fitting[0]][-1]) if fitting else "mine-*.tar"
         raise UserError(
-            f"{source} holds shards of {', '.join(modalities)}; of kind {kind}: {found}. Name "
-            f"those you mean, such as '{source}/{(fitting or modalities)[0]}-test-*.tar'"
+            f"{source} holds shards of {', '.join(by_modality)}; of kind {kind}: {found}. Name "
+            f"those you mean, such as '{source}/{example}'"
         )
-    return load_index(f"{fitting[0]}-*.tar", source, kind)
+    return load_index(sorted(by_modality[fitting[0]]), ".", kind, member)
 
 
-def _holds(folder: Path, modality: str, kind: str) -> bool:
-    """Whether the shards of a modality hold samples of a kind."""
-    first = min(p.name for p in folder.glob(f"{modality}-*.tar"))
+def _holds(url: str, kind: str, member: str | None) -> bool:
+    """Whether a shard holds samples of a kind."""
     try:
-        load_index(first, str(folder), kind)
+        load_index(url, ".", kind, member)
     except UserError:
         return False
     return True

@@ -14,8 +14,9 @@ from typing import Any
 from pipelines.sources.decoding import Decoder
 from pipelines.sources.parallel import Job
 from pipelines.streams import storage
-from pipelines.streams.index import Shard, from_json, scan_shard, to_json
-from pipelines.streams.scan import MAX_MEMBER_BYTES, printable, walk_tar
+from pipelines.streams.index import Shard, from_json, names_beside, scan_shard, to_json
+from pipelines.streams.members import is_hidden, printable
+from pipelines.streams.scan import MAX_MEMBER_BYTES, walk_tar
 from uml_core.errors import RunError, UserError
 from uml_core.modalities import KINDS
 from uml_core.modalities.base import BadSample
@@ -27,7 +28,7 @@ ROWS, READ_BYTES = 64, 32 << 20  # payloads read at once: at most so many, about
 def check_shard(job: Job) -> Job:
     """Reads one shard to its end and decodes every sample.
 
-    Returns {"shard": its index entry as it should be, "problems": [[key, cause, lost]] (see
+    Returns {"shard": its index entry as it should be, "problems": [[key, cause, lost, note]] (see
     `Problem`), "suffixes": {suffix: members}, "dim": numbers per sample}, or {"problems"} where
     it cannot be read.
     """
@@ -36,12 +37,13 @@ def check_shard(job: Job) -> Job:
     try:
         with tempfile.TemporaryDirectory(prefix="uml-verify-") as scratch:
             path = _local(url, scratch)
-            shard = scan_shard(path, kind)
-            problems = [[p.key, p.cause, p.lost] for p in shard.problems]
-            problems += [[key, cause, True] for key, cause in _undecodable(shard, decoder)]
+            names = names_beside(storage.folder_of(url))
+            shard = scan_shard(path, kind, tuple(job.get("member", ())), names)
+            problems = [[p.key, p.cause, p.lost, p.note] for p in shard.problems]
+            problems += [[key, cause, True, False] for key, cause in _undecodable(shard, decoder)]
             suffixes = _member_suffixes(path)
     except (OSError, RunError, UserError) as error:
-        return {"problems": [[None, f"cannot be read: {error}", True]]}
+        return {"problems": [[None, f"cannot be read: {error}", True, False]]}
     return {
         "shard": to_json(replace(shard, url=url)),
         "problems": problems,
@@ -83,7 +85,7 @@ def _member_suffixes(path: str) -> dict[str, int]:
     counts: Counter[str] = Counter()
 
     def visit(tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        if member.isreg():
+        if member.isreg() and not is_hidden(member.name):
             counts[printable(_suffix(member))] += 1
 
     with open(path, "rb") as stream:
@@ -92,30 +94,44 @@ def _member_suffixes(path: str) -> dict[str, int]:
 
 
 def kind_by_content(url: str) -> str | None:
-    """The kind of the first payload in a tar, None where nothing tells it."""
-    found: list[str] = []
+    """The kind of the first sample in a tar, None where nothing tells it, or tells it twice."""
+    found = kinds_in(url)
+    return found[0] if len(found) == 1 else None
+
+
+def kinds_in(url: str) -> list[str]:
+    """The kinds that the first sample with any could be of. A text beside a picture or a sound is
+    its caption, and not what it is called by."""
+    found: dict[str, None] = {}
+    first: list[str] = []
 
     def visit(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
-        suffix = _suffix(member)
-        fitting = [kind for kind, cls in KINDS.items() if suffix in cls.suffixes]
+        if is_hidden(member.name):
+            return False
+        key = member.name.removesuffix(member.name.rpartition("/")[2].partition(".")[2])
+        if first and key != first[0]:
+            return True
+        last = _suffix(member).rpartition(".")[2]
+        fitting = [kind for kind, cls in KINDS.items() if last in cls.suffixes]
         if not fitting or not member.isreg() or not 0 < member.size <= MAX_MEMBER_BYTES:
             return False
-        if suffix in ("npy", "npz"):
+        if last in ("npy", "npz"):
             file = tar.extractfile(member)
             try:
-                array, _ = load_array(b"" if file is None else file.read(), suffix)
+                array, _ = load_array(b"" if file is None else file.read(), last)
             except BadSample:
                 return False
             fitting = ["sequence" if array.ndim > 1 and len(array) > 1 else "vector"]
-        found.append(fitting[0])
-        return True
+        found[fitting[0]] = None
+        first[:] = [key]
+        return False
 
     try:
         with storage.open_stream(url) as stream:
             walk_tar(stream, visit)
     except (OSError, RunError):
-        return None  # the check of the shard says what is wrong with it
-    return found[0] if found else None
+        return []  # the check of the shard says what is wrong with it
+    return [kind for kind in found if kind != "text"] or list(found)
 
 
 def _suffix(member: tarfile.TarInfo) -> str:

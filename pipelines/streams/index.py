@@ -21,11 +21,19 @@ import numpy as np
 
 from pipelines.files import replaced
 from pipelines.streams import storage
-from pipelines.streams.scan import MAX_LABEL, MAX_MEMBER_BYTES, Problem, scan_tar
+from pipelines.streams.labels import MAX_LABEL
+from pipelines.streams.scan import (
+    MAX_JSON_BYTES,
+    MAX_LINKED,
+    MAX_MEMBER_BYTES,
+    Problem,
+    scan_tar,
+)
 from pipelines.streams.trust import Trust, cache_folder, settled, written
 from uml_core.errors import RunError, UserError
 
 VERSION = 1
+CACHE_VERSION = 2  # changes whenever a scan finds otherwise in the same bytes
 INDEX_NAME, CLASSES_NAME = "index.json", "classes.json"
 MAX_INDEX_BYTES = 4 << 30
 
@@ -43,6 +51,7 @@ class Shard:
     bytes    size of the tar; sha256 of the tar
     problems what the scan could not use
     encoder  of features that `uml embed` wrote: what made them (`uml_core.encoders`), else None
+    member   suffixes of the payload that a person chose, the most wanted first; () = by kind
     """
 
     url: str
@@ -58,6 +67,7 @@ class Shard:
     sha256: str
     problems: tuple[Problem, ...] = ()
     encoder: dict[str, Any] | None = None
+    member: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -69,11 +79,21 @@ class Shard:
         return {str(label): counts[label] for label in sorted(counts)}
 
 
-def scan_shard(url: str, kind: str) -> Shard:
-    """The shard at `url` as it is now, with its problems. Reads all of it once."""
+def scan_shard(
+    url: str, kind: str, member: tuple[str, ...] = (), classes: Sequence[str] | None = None
+) -> Shard:
+    """The shard at `url` as it is now, with its problems. Reads all of it once.
+
+    member   as in `Shard`; classes: names in label order, for labels that are names
+    """
     digest = _Digest(storage.open_stream(url))
     with digest.file:
-        entries, problems = scan_tar(digest, suffixes_of(kind))  # type: ignore[arg-type]
+        entries, problems = scan_tar(
+            digest,  # type: ignore[arg-type]
+            member or suffixes_of(kind),
+            chosen=bool(member),
+            classes=classes,
+        )
         while digest.read(1 << 20):
             pass
     return Shard(
@@ -89,6 +109,7 @@ def scan_shard(url: str, kind: str) -> Shard:
         bytes=digest.count,
         sha256=digest.sha.hexdigest(),
         problems=tuple(problems),
+        member=member,
     )
 
 
@@ -114,8 +135,9 @@ def to_json(shard: Shard) -> dict[str, Any]:
         "suffixes": shard.suffixes,
         "hashes": shard.hashes,
         "sources": shard.sources,
-        "problems": [[p.key, p.cause, p.lost] for p in shard.problems],
+        "problems": [[p.key, p.cause, p.lost, *([True] if p.note else [])] for p in shard.problems],
         **({} if shard.encoder is None else {"encoder": shard.encoder}),
+        **({"member": list(shard.member)} if shard.member else {}),
     }
 
 
@@ -135,10 +157,15 @@ def from_json(entry: Any, url: str) -> Shard | None:
             bytes=_typed(entry["bytes"], int),
             sha256=_typed(entry["sha256"], str),
             problems=tuple(
-                Problem(_typed(key, str, type(None)), _typed(cause, str), _typed(lost, bool))
-                for key, cause, lost in entry.get("problems", [])
+                Problem(
+                    _typed(key, str, type(None)),
+                    _typed(cause, str),
+                    *(_typed(flag, bool) for flag in flags[:2]),
+                )
+                for key, cause, *flags in entry.get("problems", [])
             ),
             encoder=_typed(entry.get("encoder"), dict, type(None)),
+            member=tuple(_column(entry.get("member", []), str)),
         )
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         return None
@@ -159,10 +186,17 @@ def from_json(entry: Any, url: str) -> Shard | None:
         or shard.sizes.min() < 0
         or shard.sizes.max() > MAX_MEMBER_BYTES
         or (shard.offsets > shard.bytes - shard.sizes).any()
-        or int(shard.sizes.sum()) > shard.bytes  # payloads that overlap would multiply the reading
+        or _multiplies(shard)
     ):
         return None
     return shard
+
+
+def _multiplies(shard: Shard) -> bool:
+    """Whether payloads overlap otherwise than by links, or by more links than a scan follows."""
+    _, first = np.unique(shard.offsets, return_index=True)
+    total = int(shard.sizes.sum())
+    return int(shard.sizes[first].sum()) > shard.bytes or total > (MAX_LINKED + 1) * shard.bytes
 
 
 def read_json(url: str, limit: int) -> Any:
@@ -173,11 +207,13 @@ def read_json(url: str, limit: int) -> Any:
         return None
 
 
-def load_shards(urls: Sequence[str], kind: str) -> list[Shard]:
+def load_shards(urls: Sequence[str], kind: str, member: tuple[str, ...] = ()) -> list[Shard]:
     """Shards from the index beside them or from the cache; scanned where neither holds them.
 
     An entry of the index is used where it is known to fit its tar as that is now (`Trust`).
+    member  as in `Shard`
     """
+    classes: dict[str, tuple[str, ...] | None] = {}
     folders: dict[str, Any] = {}
     trust = {}
     for folder in dict.fromkeys(storage.folder_of(url) for url in urls):
@@ -186,15 +222,20 @@ def load_shards(urls: Sequence[str], kind: str) -> list[Shard]:
         shards = found.get("shards") if good else None
         folders[folder] = shards if isinstance(shards, dict) else {}
         trust[folder] = Trust(folder, INDEX_NAME)
+        classes[folder] = names_beside(folder)
 
     def load(url: str) -> Shard:
         stat, folder = settled(url), storage.folder_of(url)
         entry = folders[folder].get(storage.name_of(url))
         shard = from_json(entry, url) if entry is not None else None
-        like = shard is not None and shard.kind == kind and shard.bytes == stat.size
+        like = (
+            shard is not None
+            and (shard.kind, shard.member) == (kind, member)
+            and shard.bytes == stat.size
+        )
         if shard is not None and like and trust[folder].fits(url, stat, shard.sha256):
             return shard
-        return _cached(url, kind, stat)
+        return _cached(url, kind, stat, member, classes[folder])
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(load, urls))
@@ -227,15 +268,29 @@ def write_json(path: str, content: Any) -> None:
         file.write("\n")
 
 
-def _cached(url: str, kind: str, stat: storage.Stat) -> Shard:
-    name = f"{VERSION}|{kind}|{url}|{stat.size}|{stat.stamp}".encode("utf-8", "surrogateescape")
+def names_beside(folder: str) -> tuple[str, ...] | None:
+    """The names in the folder's classes.json; None where there is no list of names."""
+    names = read_json(f"{folder}/{CLASSES_NAME}", MAX_JSON_BYTES)
+    good = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if good else None
+
+
+def _cached(
+    url: str,
+    kind: str,
+    stat: storage.Stat,
+    member: tuple[str, ...],
+    classes: tuple[str, ...] | None,
+) -> Shard:
+    parts = (CACHE_VERSION, kind, *member, repr(classes), url, stat.size, stat.stamp)
+    name = "|".join(map(str, parts)).encode("utf-8", "surrogateescape")
     folder = cache_folder("index")
     path = os.path.join(folder, hashlib.blake2b(name, digest_size=16).hexdigest() + ".json")
     known = read_json(path, MAX_INDEX_BYTES) if stat.stamp else None  # else it may be another's
     shard = from_json(known, url)
     if shard is not None and shard.bytes == stat.size:
         return shard
-    shard = scan_shard(url, kind)
+    shard = scan_shard(url, kind, member, classes)
     if not stat.stamp:
         return shard
     try:

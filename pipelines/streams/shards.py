@@ -16,7 +16,6 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -196,7 +195,8 @@ class Index:
         """16 hex characters: changes with any sample, label or the selection of rows."""
         digest = hashlib.blake2b(digest_size=8)
         for shard in self.shards:
-            digest.update(f"{shard.sha256}:{shard.kind}:{len(shard)};".encode())
+            member = f":{','.join(shard.member)}" if shard.member else ""
+            digest.update(f"{shard.sha256}:{shard.kind}:{len(shard)}{member};".encode())
         if self.picked is not None:
             digest.update(self.picked.astype("<i8").tobytes())
         return digest.hexdigest()
@@ -232,13 +232,18 @@ class Index:
         return whole if self.picked is None else [whole[row] for row in self.picked]
 
 
-def load_index(pattern: str | Sequence[str], root: str, kind: str) -> Index:
+def load_index(
+    pattern: str | Sequence[str], root: str, kind: str, member: str | Sequence[str] | None = None
+) -> Index:
     """The samples of all shards that `pattern` names (see `expand`), for one modality kind.
+
+    member  the payload's suffix where samples have several of the kind, or several, the most
+            wanted first
 
     Raises UserError: shards missing, without any sample of this kind, or class lists that differ.
     """
     urls = expand(pattern, root)
-    shards = load_shards(urls, kind)
+    shards = load_shards(urls, kind, chosen_members(kind, member))
     problems = [_emptiness(shard) for shard in shards if len(shard) == 0]
     folders = dict.fromkeys(storage.folder_of(url) for url in urls)
     lists = {folder: names for folder in folders if (names := _read_classes(folder))}
@@ -247,6 +252,20 @@ def load_index(pattern: str | Sequence[str], root: str, kind: str) -> Index:
     if problems:
         raise UserError(problems)
     return Index(tuple(shards), next(iter(lists.values()), None))
+
+
+def chosen_members(kind: str, member: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The suffixes that a person asks for, as `Shard.member`. Raises UserError for other kinds'."""
+    given = () if member is None else (member,) if isinstance(member, str) else tuple(member)
+    wanted = tuple(one.lower().lstrip(".") for one in given)
+    known = suffixes_of(kind)
+    wrong = [one for one in wanted if one.rpartition(".")[2] not in known]
+    if wrong:
+        raise UserError(
+            f"member {', '.join(wrong)}: no suffix of kind {kind}: {' '.join(known)}, or one that "
+            f"ends so, such as input.{known[0]}"
+        )
+    return wanted
 
 
 def subset(index: Index, rows: Sequence[int] | np.ndarray) -> Index:
@@ -411,6 +430,8 @@ def _read_classes(folder: str) -> tuple[str, ...] | None:
 
 
 def _emptiness(shard: Shard) -> str:
-    causes = list(islice((f"{p.key or 'shard'}: {p.cause}" for p in shard.problems), 2))
-    wanted = " ".join(suffixes_of(shard.kind))
-    return f"{shard.url} has no {shard.kind} sample ({wanted}): " + "; ".join(causes or ["empty"])
+    found = sorted(shard.problems, key=lambda problem: problem.note)
+    causes = [f"{p.key}: {p.cause}" if p.key else p.cause for p in found[:1]]
+    more = f" (and {len(found) - 1} more problems)" if len(found) > 1 else ""
+    wanted = " ".join(shard.member or suffixes_of(shard.kind))
+    return f"{shard.url} has no {shard.kind} sample ({wanted}): {'; '.join(causes)}{more}"

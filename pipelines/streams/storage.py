@@ -27,7 +27,7 @@ import numpy as np
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 from numpy.typing import ArrayLike
 
-from pipelines.streams import access
+from pipelines.streams import access, foreign
 from uml_core.errors import RunError, UserError, near
 
 REMOTE = re.compile(r"^(s3|gs|https?)://")
@@ -273,9 +273,12 @@ def _hits(literal: str, name: str) -> list[str]:
     """The files that `name` (after `literal`) stands for."""
     url = literal + name
     if not is_remote(url):
-        if glob.has_magic(name):
-            return sorted(filter(os.path.isfile, glob.glob(glob.escape(literal) + name)))
-        return _existing(url)
+        if not glob.has_magic(name):
+            return _existing(url)
+        found = sorted(glob.glob(glob.escape(literal) + name))
+        if lost := [cause for path in found if (cause := foreign.no_shard(path)) is not None]:
+            raise UserError(lost)
+        return [path for path in found if os.path.isfile(path)]
     last = name_of(url)
     if not glob.has_magic(last) or (url.startswith("http") and "?" in url):
         return _existing(url)
@@ -301,6 +304,8 @@ def _existing(url: str) -> list[str]:
 
 def _missing(url: str) -> str:
     folder, name = folder_of(url), name_of(url)
+    if not is_remote(url) and (cause := foreign.no_shard(url)) is not None:
+        return cause
     names = _names(folder)
     what = "no file matches" if glob.has_magic(name) else "there is no file"
     if not is_remote(url) and not os.path.isdir(folder):
@@ -308,8 +313,9 @@ def _missing(url: str) -> str:
     return f"{what} {url}" + near(name, names)
 
 
-def _names(folder: str) -> list[str]:
-    """File names in a folder; empty where it cannot be listed."""
+def _names(folder: str, *, below: bool = False) -> list[str]:
+    """File names in a folder; empty where it cannot be listed. below: of a store, all that lies
+    under it, with the folders in the names."""
     if not is_remote(folder):
         return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     if folder.startswith("http"):
@@ -317,8 +323,17 @@ def _names(folder: str) -> list[str]:
     from pyarrow.fs import FileSelector
 
     system, path = _arrow(folder)
-    found = _retry(lambda: system.get_file_info(FileSelector(path, allow_not_found=True)), folder)
-    return sorted(info.base_name for info in found if info.is_file)
+    select = FileSelector(path, allow_not_found=True, recursive=below)
+    found = _retry(lambda: system.get_file_info(select), folder)
+    inside = len(path.rstrip("/")) + 1
+    return sorted(info.path[inside:] for info in found if info.is_file)
+
+
+def tars_below(folder: str) -> list[str]:
+    """All tars under a folder of a store, sorted. Raises UserError where http cannot list them."""
+    if folder.startswith("http"):
+        raise UserError(f"{folder}: http cannot list files; name the shards, as x-{{000..012}}.tar")
+    return [f"{folder}/{n}" for n in _names(folder, below=True) if n.lower().endswith(".tar")]
 
 
 def _spans(offsets: np.ndarray, sizes: np.ndarray, gap: int) -> list[np.ndarray]:

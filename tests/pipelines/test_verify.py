@@ -224,6 +224,95 @@ def test_content_of_the_test_split_in_train(data: Path, tmp_path: Path) -> None:
     assert report["overlap"]["image"]["examples"] == [["k9", "k9"]]
 
 
+def pictures(path: Path, seeds: range, labels: int = 2, first: int = 0) -> Path:
+    """Foreign shard of pictures with labels first, first + 1, ..."""
+    members = [
+        (f"{i:04d}.{suffix}", data)
+        for i, seed in enumerate(seeds)
+        for suffix, data in (("png", png(seed)), ("cls", str(first + i % labels).encode()))
+    ]
+    return tar(path, members)
+
+
+@pytest.mark.parametrize(
+    ("train", "held", "split"),
+    [
+        ("train-000.tar", "test-000.tar", "test"),
+        ("train/0.tar", "test/0.tar", "test"),
+        ("photo-train-0.tar", "photo-validation-0.tar", "val"),
+        ("photo-train-0.tar", "pics-test-0.tar", "test"),  # names that do not agree
+    ],
+)
+def test_leaks_are_seen_however_the_splits_are_named(
+    tmp_path: Path, train: str, held: str, split: str
+) -> None:
+    pictures(tmp_path / "d" / train, range(10))
+    pictures(tmp_path / "d" / held, range(6, 14))
+    code, report = verify(tmp_path, tmp_path / "d")
+    (problem,) = report["problems"]
+    assert code == 2 and f"4 of 8 {split} samples (50.0%) also occur" in problem["cause"]
+
+
+def test_numbered_shards_are_one_set_whose_split_is_asked_for(tmp_path: Path) -> None:
+    for i in range(3):
+        pictures(tmp_path / "d" / f"{i:05d}.tar", range(10 * i, 10 * i + 4))
+        (tmp_path / "d" / f"{i:05d}_stats.json").write_text("{}")
+    code, report = verify(tmp_path, tmp_path / "d")
+    assert code == 0 and "tell no split" in report["warnings"][0]
+    assert report["modalities"]["image"]["all"]["samples"] == 12
+    _, report = verify(tmp_path, tmp_path / "d", "--split", "test")
+    assert list(report["modalities"]["image"]) == ["test"] and report["warnings"] == []
+    pictures(tmp_path / "d" / "train-0.tar", range(50, 54))
+    code, report = verify(tmp_path, tmp_path / "d")
+    assert code == 2 and "3 of the shards of image tell no split" in causes(report)[0][2]
+
+
+def test_a_cause_is_told_once_with_its_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    members = [
+        (f"{i}.{suffix}", data)
+        for i in range(30)
+        for suffix, data in (("png", png(i)), ("jpg", png(i)), ("cls", b"0"))
+    ]
+    tar(tmp_path / "d" / "image-train-0.tar", members)
+    code, report = verify(tmp_path, tmp_path / "d")
+    assert code == 2 and len(report["problems"]) == 30
+    (cause,) = report["causes"]
+    assert (cause["count"], cause["key"]) == (30, "0") and "member: jpg" in cause["cause"]
+    shown = capsys.readouterr().out
+    assert shown.count("say which") == 1 and widest(shown) <= 80
+    code, report = verify(tmp_path, tmp_path / "d", "--member", "jpg")
+    assert code == 0 and report["modalities"]["image"]["train"]["samples"] == 30
+
+
+def test_what_is_called_a_shard_and_is_none(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    pictures(folder / "image-train-0.tar", range(4))
+    (folder / "image-train-1.tar").symlink_to(tmp_path / "gone.tar")
+    (folder / "image-train-2.tar.gz").write_bytes(b"")
+    (folder / "image-train-3.tar.part").write_bytes(b"")
+    (folder / "._image-train-0.tar").write_bytes(b"AppleDouble")
+    code, report = verify(tmp_path, folder)
+    found = {shard: cause for shard, _, cause in causes(report)}
+    assert code == 2 and len(found) == 3
+    assert "which is not there" in found["image-train-1.tar"]
+    assert "gunzip" in found["image-train-2.tar.gz"]
+    assert "unfinished" in found["image-train-3.tar.part"]
+
+
+def test_labels_that_are_ids_or_count_from_one(tmp_path: Path) -> None:
+    pictures(tmp_path / "one" / "image-train-0.tar", range(6), first=1)
+    code, report = verify(tmp_path, tmp_path / "one")
+    assert code == 2 and "start at 1: class 0 has no sample" in causes(report)[0][2]
+    write_classes(str(tmp_path / "one"), ["cat", "dog"])
+    _, report = verify(tmp_path, tmp_path / "one")
+    assert any("count from 1" in cause for _, _, cause in causes(report))
+    pictures(tmp_path / "ids" / "image-train-0.tar", range(6), first=200_000_000)
+    code, report = verify(tmp_path, tmp_path / "ids")
+    assert code == 2 and "the labels are ids" in causes(report)[0][2]
+
+
 def test_equal_texts_are_told_but_no_problem(tmp_path: Path) -> None:
     for split in ("train", "test"):
         words = [Sample(f"w{i}", "txt", w, 0) for i, w in enumerate((b"a cat", split.encode()))]
@@ -251,8 +340,12 @@ def test_kinds_are_told_by_index_name_and_content(tmp_path: Path) -> None:
     (folder / "image-train-000000.tar").unlink()
     tar(folder / "vague-train-0.tar", [("a.json", b"{}")])
     code, report = verify(tmp_path, folder)
-    kinds = {n: s["train"]["kind"] for n, s in report["modalities"].items()}
-    assert kinds == {"pen": "sequence", "text": "text", "scans": "image"}
+    kinds = {n: {p: f["kind"] for p, f in s.items()} for n, s in report["modalities"].items()}
+    assert kinds == {
+        "pen": {"train": "sequence"},
+        "text": {"train": "text"},
+        "scans": {"all": "image"},
+    }
     assert causes(report) == [("vague-train-0.tar", None, "no member tells its kind: give --kind")]
     (tmp_path / "index.json").rename(folder / "index.json")
     code, report = verify(tmp_path, folder / "pen-train-000000.tar")
@@ -297,9 +390,9 @@ def test_overlap_within_what_the_recipe_allows(data: Path, tmp_path: Path) -> No
 def test_bad_requests(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify(tmp_path, tmp_path / "dota") == (2, {})
     assert "no file" in capsys.readouterr().err
-    assert verify(tmp_path, tmp_path) == (2, {})
-    assert "holds no tar" in capsys.readouterr().err
     (tmp_path / "full").mkdir()
+    assert verify(tmp_path, tmp_path / "full") == (2, {})
+    assert "holds no tar" in capsys.readouterr().err
     (tmp_path / "full" / "x").write_text("mine")
     assert cli.main(["verify", str(data), "--out", str(tmp_path / "full")]) == 2
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["x"]

@@ -65,6 +65,46 @@ def test_validation_samples_count_as_seen() -> None:
     assert len(problems) == 1
 
 
+def test_training_content_in_the_validation_set_is_told_apart_from_a_leak() -> None:
+    parts = [{"image": make_index(list(text))} for text in ("ab", "xy", "bc")]
+    problems, report = guards.check(
+        parts[0], parts[1], target="image", allow_overlap=0.0, val=parts[2]
+    )
+    assert problems == [] and report["overlap"]["image (val)"]["shared"] == 1
+    assert any("1 of 2 val samples (50.0%)" in warning for warning in report["warnings"])
+
+
+def test_labels_without_names_cost_no_more_than_there_are() -> None:
+    def classes(*labels: int) -> tuple[int, list[str]]:
+        return guards.unnamed_classes([make_index(["x"] * len(labels), labels=list(labels))])
+
+    assert classes(0, 2, 1, -1) == (3, [])
+    assert classes(0, 5) == (6, [])
+    assert classes(-1, -1) == (0, [])
+    count, (problem,) = classes(51, 47126, 200_000_001)
+    assert count == 3 and "3 different ones, from 51 to 200000001" in problem
+    _, (problem,) = classes(1, 2, 3)
+    assert "start at 1: class 0 has no sample" in problem
+
+
+def test_names_that_are_one_off() -> None:
+    index = make_index(["x"] * 3, labels=[1, 2, 3])
+    assert "count from 1" in guards.check_labels(index, 3, "here")[0]
+    assert guards.check_labels(index, 4, "here") == []
+
+
+def test_classes_of_one_split_only_are_named() -> None:
+    names = ("cat", "dog", "owl", "elk")
+    train = make_index(["x"] * 3, labels=[0, 1, 2], classes=names)
+    test = make_index(["x"] * 2, labels=[0, 3], classes=names)
+    assert guards.lopsided({"image": {"train": train, "test": test}}) == [
+        "image: class 'elk' is in test, but has no training sample",
+        "image: 2 classes ('dog', 'owl') are in train, but have no test sample: test accuracy is "
+        "measured on 2 of 4 classes",
+    ]
+    assert guards.lopsided({"image": {"train": train, "test": train}}) == []
+
+
 def test_class_lists_that_differ_are_told_apart_name_by_name() -> None:
     guards.check_classes({"image": ("a", "b"), "text": ("a", "b")})
     guards.check_classes({})
