@@ -126,7 +126,7 @@ def walk_tar(
     except RunError:
         raise  # the storage behind the stream has failed
     except Exception as error:  # tarfile's parsers raise IndexError, struct.error and others too
-        return f"not a tar, or damaged from its start on: {error}"
+        return f"not a tar, or not a whole tar: {error}"
     if isinstance(stopped_by, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
         return None
     cause = f" ({stopped_by})" if stopped_by is not None and str(stopped_by) else ""

@@ -314,8 +314,7 @@ def _missing(url: str) -> str:
 
 
 def _names(folder: str, *, below: bool = False) -> list[str]:
-    """File names in a folder; empty where it cannot be listed. below: of a store, all that lies
-    under it, with the folders in the names."""
+    """File names in a folder; empty where it cannot be listed. below: of a store, with folders."""
     if not is_remote(folder):
         return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     if folder.startswith("http"):

@@ -127,7 +127,7 @@ def test_what_is_wrong_is_told_and_nothing_is_written(tiny_data, tmp_path, capsy
         ((tiny_data, out, folder, "wave"), "no picture, text or sound"),
         ((tiny_data, out, folder, "imag"), "did you mean 'image'"),
         ((tiny_data, out, tmp_path, "image"), "config.json"),
-        ((tmp_path / "vit", out, folder, "image"), "no folder with shards"),
+        ((tmp_path / "vit", out, folder, "image"), "holds no tar"),
         ((tiny_data, out, folder, "image", "--pooling", "pooler", "--actors", "0"), "--actors"),
     ):
         assert embed(*arguments) == 2, said
