@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 def test_a_run_outlives_its_nodes(fault_recipe, tmp_path):
     recipe = yaml.safe_load(Path(fault_recipe).read_text())
     # Time to lose a node, get another and lose the next: few validations and checkpoints.
-    recipe["train"] |= {"steps": 1200, "validate_every": 600, "gradients_every": 0}
+    recipe["train"] |= {"steps": 2000, "validate_every": 1000, "gradients_every": 0}
     path, out = tmp_path / "recipe.yaml", tmp_path / "out"
     path.write_text(yaml.safe_dump(recipe))
     support = Path(__file__).parents[1] / "support"
