@@ -61,9 +61,10 @@ from uml_core.arms import build_fit, head_source
 from uml_core.errors import UserError
 from uml_core.evaluation import Evaluate, classifier_accuracy, probe_accuracy, probe_test_accuracy
 from uml_core.language_trunk import check_weights
-from uml_core.loop import DataParallel, Fit, OneProcess, Sharded, World, train
+from uml_core.loop import Fit, train
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
+from uml_core.parallel import DataParallel, OneProcess, Sharded, World
 from uml_core.specs import Recipe
 
 TAKES_RECIPE = True
@@ -331,8 +332,8 @@ class Member:
         if self.fit.skipped > self.skipped and self.rank == 0:
             self.skipped = self.fit.skipped
             self.reporter.note(
-                f"An update at step {done} was left out, its loss or gradient was not finite "
-                f"(train.on_nan=skip); {self.skipped} so far.",
+                f"{self.skipped} updates up to step {done} were left out, their loss or gradient "
+                "was not finite (train.on_nan=skip).",
                 topic="skipped",
             )
 
@@ -402,7 +403,8 @@ class Member:
             self.reporter.note(trouble)
         if found is None:
             return 0
-        state = torch.load(found.path / "state.pt", map_location=self.device, weights_only=True)
+        # To the CPU: on the GPU it would lie there beside what it is copied into.
+        state = torch.load(found.path / "state.pt", map_location="cpu", weights_only=True)
         self.fit.load_state_dict(state)
         position = json.loads((found.path / "cursor.json").read_text())
         self.cursor = position["cursor"]

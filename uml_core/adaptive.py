@@ -143,7 +143,8 @@ class Adaptive:
 
         def both(fit: Fit) -> float:
             accuracy = evaluate(fit)
-            self.decide(position(), self.gains(fit, validation, target))
+            # Of one rank: ranks whose ratios differ in an ulp would ask for other batches.
+            self.decide(position(), fit.world.decided(self.gains(fit, validation, target)))
             return accuracy
 
         return both
@@ -245,6 +246,8 @@ def shared_gradient(fit: Fit, name: str, batches: Iterable[Numbered]) -> Tensor:
     shared = [p for p in fit.learner.shared_parameters() if p.requires_grad]
     size = sum(p.numel() for p in shared)
     flat = torch.zeros(size + 1, device=fit.device)
+    if not shared:  # a frozen trunk in the self-supervised setting
+        return flat[:0]
     training = fit.learner.training
     fit.learner.eval()
     with torch.enable_grad():

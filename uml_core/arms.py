@@ -20,9 +20,10 @@ from uml_core.controls import PermutedLabels, PermutedValues
 from uml_core.errors import UserError
 from uml_core.language_trunk import load_trunk
 from uml_core.learner import UnpairedLearner
-from uml_core.loop import Fit, OneProcess, View, World
+from uml_core.loop import Fit, View
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
+from uml_core.parallel import OneProcess, World
 from uml_core.schedule import Schedule
 from uml_core.specs import ARMS, ModelSpec, Recipe
 

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from uml_core.errors import UserError
-from uml_core.loop import World
-from uml_core.modalities.base import Batch
-from uml_core.modalities.common import pad_stack
+from uml_core.modalities.base import Batch, sent
+from uml_core.parallel import World
 
 
 def derangement(num_classes: int, seed: int) -> np.ndarray:
@@ -39,11 +38,12 @@ class PermutedLabels:
     description = "auxiliary labels permuted by one random derangement of the classes per seed"
 
     def __init__(self, num_classes: int, seed: int) -> None:
-        self.table = torch.from_numpy(derangement(num_classes, seed))
+        self.table = torch.from_numpy(derangement(num_classes, seed))  # goes where the labels are
 
     def __call__(self, batch: Batch, number: int) -> Batch:
         """The batch with permuted labels; unlabelled samples (-1) stay so."""
-        y = torch.where(batch.y >= 0, self.table.to(batch.y.device)[batch.y], batch.y)
+        self.table = sent(self.table, batch.y.device)
+        y = torch.where(batch.y >= 0, self.table[batch.y], batch.y)
         return dataclasses.replace(batch, y=y)
 
 
@@ -63,8 +63,7 @@ class PermutedValues:
 
     def __call__(self, batch: Batch, number: int) -> Batch:
         """The batch with its values permuted; `number` makes every batch's permutation its own."""
-        items, begin = self.world.items(batch)
-        x, mask = pad_stack(items)
+        x, mask, begin = self.world.whole(batch)
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**63)
         x = permute_values(x, mask, generator)[begin : begin + len(batch)]
         # A rank pads to its own longest sequence, the global batch to the longest of all.
@@ -78,7 +77,7 @@ def permute_values(x: Tensor, mask: Tensor | None, generator: torch.Generator) -
 
     x (B, ...), mask (B, T) over dimension 1 of x or None.
     """
-    key = torch.rand(x.shape, generator=generator).to(x.device)
+    key = sent(torch.rand(x.shape, generator=generator), x.device)
     if mask is None:
         return x.gather(0, key.argsort(0))
     valid = mask.reshape(mask.shape + (1,) * (x.dim() - 2)).expand_as(x)

@@ -18,6 +18,17 @@ from torch.autograd.function import once_differentiable
 PRODUCTS = 16, 32  # from, to before
 
 
+def float32_products(tf32: bool) -> None:
+    """Whether a GPU computes products and convolutions of float32 as TF32: 10 bits of mantissa.
+
+    For the whole process, as PyTorch has it; left alone it takes TF32 for convolutions only.
+    """
+    precision = "tf32" if tf32 else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = precision
+    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+    torch.backends.cudnn.rnn.fp32_precision = precision  # type: ignore[attr-defined]
+
+
 def attend(qkv: Tensor, heads: int, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
     """Multi-head attention on queries, keys and values side by side: (B, T, 3 D) -> (B, T, D).
 

@@ -15,19 +15,19 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from uml_core import sharding
 from uml_core.analysis.gradients import gradient_report, weighted_losses
 from uml_core.errors import RunError, UserError
+from uml_core.kernels import float32_products
 from uml_core.learner import UnpairedLearner
 from uml_core.modalities.base import Batch
-from uml_core.modalities.common import unpad
 from uml_core.optimiser import learning_rate, parameter_groups
+from uml_core.parallel import OneProcess, World
 from uml_core.schedule import Schedule
 from uml_core.specs import TrainSpec
 
@@ -36,75 +36,13 @@ MOST_SKIPPED = 100  # updates left out one after the other: then nothing is lear
 View = Callable[[Batch, int], Batch]  # what an arm sees of a batch: (batch, its number) -> batch
 
 
-class World(Protocol):
-    """Where a fit's data parallelism lives: one process, or a torch.distributed group."""
+class Told(NamedTuple):
+    """What the device will say of one update: (N,) mean losses of `names`, 1 where left out."""
 
-    size: int
-    rank: int
-
-    def wrap(self, learner: UnpairedLearner, every_step_alike: bool) -> nn.Module:
-        """The module whose forward synchronises gradients."""
-        ...
-
-    def total(self, value: Tensor) -> Tensor:
-        """Sum over ranks, element by element; any shape."""
-        ...
-
-    def items(self, batch: Batch) -> tuple[list[Tensor], int]:
-        """The unpadded items (T_b, ...) of the global batch, and where this rank's begin."""
-        ...
-
-
-class OneProcess(World):
-    """A world of one: nothing to synchronise."""
-
-    size = 1
-    rank = 0
-
-    def wrap(self, learner: UnpairedLearner, every_step_alike: bool) -> nn.Module:
-        return learner
-
-    def total(self, value: Tensor) -> Tensor:
-        return value
-
-    def items(self, batch: Batch) -> tuple[list[Tensor], int]:
-        return unpad(batch.x, batch.mask), 0
-
-
-class DataParallel(World):
-    """DistributedDataParallel over the current process group."""
-
-    def __init__(self) -> None:
-        self.size = dist.get_world_size()
-        self.rank = dist.get_rank()
-
-    def wrap(self, learner: UnpairedLearner, every_step_alike: bool) -> nn.Module:
-        # Steps that leave a modality out leave its stem without gradients; all ranks agree on
-        # which, because the schedule is pure.
-        return nn.parallel.DistributedDataParallel(
-            learner,
-            find_unused_parameters=not every_step_alike,
-            broadcast_buffers=False,  # buffers are constants, not running statistics
-        )
-
-    def total(self, value: Tensor) -> Tensor:
-        value = value.clone()
-        dist.all_reduce(value)
-        return value
-
-    def items(self, batch: Batch) -> tuple[list[Tensor], int]:
-        parts: list[Any] = [None] * self.size
-        mask = None if batch.mask is None else batch.mask.cpu()
-        dist.all_gather_object(parts, (batch.x.cpu(), mask))
-        begin = sum(len(x) for x, _ in parts[: self.rank])
-        return [item for x, mask in parts for item in unpad(x, mask)], begin
-
-
-class Sharded(DataParallel):
-    """FSDP2 over the current process group."""
-
-    def wrap(self, learner: UnpairedLearner, every_step_alike: bool) -> nn.Module:
-        return sharding.shard(learner)
+    step: int
+    names: list[str]
+    means: Tensor
+    left_out: Tensor
 
 
 @dataclass
@@ -130,6 +68,7 @@ class Fit:
 
     def __post_init__(self) -> None:
         self.device = next(self.learner.parameters()).device
+        float32_products(self.spec.precision == "tf32")
         if self.spec.compile and self.learner.trunk is not None:
             # Gradients per modality (`note_gradients`) go back through one graph several times;
             # buffers that were given away to save memory would be missing the second time.
@@ -164,6 +103,9 @@ class Fit:
             "gradients": [],  # how the modalities pull the shared weights (analysis/gradients.py)
         }
         self.loss_sums: dict[str, tuple[float, int]] = {}  # since the last validation
+        self._told: list[Told] = []  # updates that `settle` has not looked at
+        self._flaw: Tensor | float = 0.0  # NaN from a non-finite update on (on_nan: stop)
+        self._factors: dict[tuple[float, ...], Tensor] = {}
 
     # ---------------------------------------------------------------------------- a step
 
@@ -234,20 +176,53 @@ class Fit:
         # This rank's share of each mean: its sum over the number of terms of all ranks.
         shares = sums / self.world.total(terms).clamp(min=1)
         # DDP averages gradients over ranks; a factor of their number makes a sum of it.
-        factors = torch.tensor([self.world.size * factor for *_, factor in part])
-        torch.dot(factors.to(self.device, non_blocking=True), shares).backward()
-        means = self.world.total(shares.detach()).tolist()
-        if self._finite(means):
-            self.optimizer.step()
-            self.skipped_in_a_row = 0
-            for (name, *_), mean in zip(part, means, strict=True):
-                total, count = self.loss_sums.get(name, (0.0, 0))
-                self.loss_sums[name] = (total + mean, count + 1)
-        elif self.spec.on_nan == "skip" and self.skipped_in_a_row + 1 < MOST_SKIPPED:
-            self.skipped += 1
-            self.skipped_in_a_row += 1
-        else:
-            self.diverged_at, self.stopped = step, True
+        key = tuple(self.world.size * factor for *_, factor in part)
+        if key not in self._factors:
+            self._factors[key] = torch.tensor(key, device=self.device)
+        torch.dot(self._factors[key], shares).backward()
+        means = self.world.total(shares.detach())
+        # The optimiser leaves the update out by itself: to look here would be to wait for the GPU.
+        left_out = self._not_finite(means)
+        self.optimizer.found_inf = left_out  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self._told.append(Told(step, [name for name, *_ in part], means, left_out))
+        if len(self._told) >= MOST_SKIPPED:
+            self.settle()
+
+    def _not_finite(self, means: Tensor) -> Tensor:
+        """1 where losses or gradients are not finite, else 0: float32, alike on all ranks.
+
+        Clips the gradients. With on_nan=stop all updates after a non-finite one count as such.
+        """
+        flaw = means.mul(0).sum()  # NaN unless all are finite
+        if self.spec.clip is not None or self.spec.on_nan == "skip":
+            # Where neither is wanted a non-finite gradient shows in the next loss.
+            limit = math.inf if self.spec.clip is None else self.spec.clip
+            flaw += sharding.whole(nn.utils.clip_grad_norm_(self.parameters, limit)).mul(0)
+        if self.spec.on_nan == "stop":
+            self._flaw = flaw = flaw + self._flaw
+        return flaw.ne(0).float()
+
+    def settle(self) -> None:
+        """Takes note of the updates since the last call; the only wait for the device."""
+        told, self._told = self._told, []
+        if not told:
+            return
+        numbers = iter(torch.cat([x for t in told for x in (t.means, t.left_out[None])]).tolist())
+        for one in told:
+            means = [next(numbers) for _ in one.names]
+            left_out = next(numbers)
+            if not left_out:
+                self.skipped_in_a_row = 0
+                for name, mean in zip(one.names, means, strict=True):
+                    total, count = self.loss_sums.get(name, (0.0, 0))
+                    self.loss_sums[name] = (total + mean, count + 1)
+            elif self.spec.on_nan == "skip" and self.skipped_in_a_row + 1 < MOST_SKIPPED:
+                self.skipped += 1
+                self.skipped_in_a_row += 1
+            else:
+                self.diverged_at, self.stopped = one.step, True
+                return
 
     def check_weights(self, step: int) -> None:
         """Counts the fit as diverged where a weight is not finite.
@@ -255,26 +230,19 @@ class Fit:
         Without clipping a gradient may overflow though its loss did not. The next loss shows it,
         but weights that are validated or saved before would pass for good ones.
         """
+        self.settle()
         finite = torch.stack([sharding.local(p.detach()).isfinite().all() for p in self.parameters])
         if not self.stopped and self.world.total((~finite).sum()):
             self.diverged_at, self.stopped = step, True
 
-    def _finite(self, means: Sequence[float]) -> bool:
-        """Whether losses and gradients are finite, alike on all ranks; clips the gradients."""
-        if not all(map(math.isfinite, means)):
-            return False
-        if self.spec.clip is None and self.spec.on_nan == "stop":
-            return True  # a non-finite gradient alone shows in the next loss
-        limit = math.inf if self.spec.clip is None else self.spec.clip
-        return math.isfinite(sharding.whole(nn.utils.clip_grad_norm_(self.parameters, limit)))
-
     def _autocast(self) -> Any:
-        if self.spec.precision == "fp32":
+        if self.spec.precision != "bf16":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def losses(self) -> dict[str, float]:
         """Mean loss per modality over the batches since the last call, alike on all ranks."""
+        self.settle()
         out = {name: total / count for name, (total, count) in self.loss_sums.items()}
         self.loss_sums = {}
         return out
@@ -320,6 +288,7 @@ class Fit:
 
         Where weights are sharded all ranks must ask for it.
         """
+        self.settle()
         return {
             "model": sharding.whole(self.learner.state_dict()),
             "optimizer": sharding.whole(self.optimizer.state_dict()),
@@ -440,7 +409,7 @@ def validate(fits: Sequence[Fit], step: int, evaluate: Callable[[Fit], float]) -
             continue
         fit.learner.eval()
         with torch.no_grad():
-            accuracy = evaluate(fit)
+            accuracy = fit.world.decided(evaluate(fit))
         fit.learner.train()
         fit.validate(step, accuracy)
 

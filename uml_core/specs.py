@@ -124,7 +124,7 @@ class TrainSpec:
     worker_resources: dict[str, float] = field(default_factory=dict)  # of Ray, of one worker
     data_nodes: dict[str, str] = field(default_factory=dict)  # labels of nodes that read and decode
     parallel: Literal["ddp", "fsdp"] = "ddp"  # fsdp: weights and moments shared out (FSDP2)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"  # tf32: faster float32 products on GPUs
     compile: bool = False
     validate_every: int = 25
     gradients_every: int | None = 50  # steps between looks at each modality's gradient; 0 = never

@@ -39,9 +39,10 @@ from uml_core.comparison import Outcome, Unit, choose, share, units_of
 from uml_core.errors import RunError
 from uml_core.evaluation import Evaluate, classifier_accuracy, probe_accuracy, probe_test_accuracy
 from uml_core.heads.stacked import batchable, train_heads
-from uml_core.loop import DataParallel, Fit, OneProcess, World, accuracy, train
+from uml_core.loop import Fit, accuracy, train
 from uml_core.modalities import Modality
 from uml_core.modalities.base import Batch
+from uml_core.parallel import DataParallel, OneProcess, World
 from uml_core.specs import Recipe
 
 ARMS = "arms"  # folder of the chosen weights inside --out

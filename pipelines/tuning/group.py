@@ -17,7 +17,7 @@ import torch
 
 from pipelines.running.jobs import limit_threads, resources_of, use_gpu
 from pipelines.tuning.trial import STATE, Shared, Trial, TrialRun, caches_of, read_state
-from uml_core.loop import DataParallel
+from uml_core.parallel import DataParallel
 
 
 def run_in_train(config: dict[str, Any], shared: Shared) -> None:
@@ -60,7 +60,7 @@ def worker(config: dict[str, Any]) -> None:
     checkpoint, state = ray.train.get_checkpoint(), None
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
-            state = read_state(folder, device)
+            state = read_state(folder)
     run = TrialRun(
         Trial(**config["trial"]),
         shared,

@@ -32,8 +32,9 @@ from uml_core.arms import build_fit
 from uml_core.cost import with_steps
 from uml_core.errors import RunError
 from uml_core.evaluation import Evaluate, classifier_accuracy, probe_accuracy, probe_test_accuracy
-from uml_core.loop import Fit, OneProcess, World, train
+from uml_core.loop import Fit, train
 from uml_core.modalities.base import Batch
+from uml_core.parallel import OneProcess, World
 from uml_core.recipe import override
 from uml_core.schedule import Schedule
 from uml_core.specs import Recipe, TrainSpec
@@ -313,9 +314,9 @@ def caches_of(shared: Shared) -> dict[str, DecodedCache]:
     return _CACHES[shared.out]
 
 
-def read_state(folder: str | Path, device: torch.device | str) -> dict[str, Any]:
-    """The state of a checkpoint's folder."""
-    return torch.load(Path(folder) / STATE, map_location=device, weights_only=True)
+def read_state(folder: str | Path) -> dict[str, Any]:
+    """The state of a checkpoint's folder, in main memory."""
+    return torch.load(Path(folder) / STATE, map_location="cpu", weights_only=True)
 
 
 def run_in_tune(config: dict[str, Any], shared: Shared) -> None:
@@ -328,9 +329,9 @@ def run_in_tune(config: dict[str, Any], shared: Shared) -> None:
     checkpoint, state = tune.get_checkpoint(), None
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
-            state = read_state(folder, device)
+            state = read_state(folder)
     elif config.get("start"):
-        state = read_state(config["start"], device)
+        state = read_state(config["start"])
     run = TrialRun(Trial(**config["trial"]), shared, caches_of(shared), device=device, state=state)
 
     def report(metrics: dict[str, Any], kept: dict[str, Any] | None) -> None:

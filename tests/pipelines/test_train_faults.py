@@ -322,7 +322,7 @@ def test_updates_that_are_not_finite_are_skipped_and_told(ray_cluster, wild_wave
     assert cli.main(["train", wild_waves, "train.on_nan=skip", "--out", str(out)]) == 0
     metrics, said = metrics_of(out), " ".join(capfd.readouterr().err.split())
     assert metrics["skipped_updates"] == 4
-    assert "was left out, its loss or gradient was not finite (train.on_nan=skip)" in said
+    assert "left out, their loss or gradient was not finite (train.on_nan=skip)" in said
     assert "4 updates were left out" in said
     assert "4 updates were left out" in (out / "report.html").read_text()
     assert np.isfinite(losses(out)).all()

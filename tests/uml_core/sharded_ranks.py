@@ -13,7 +13,8 @@ from two_ranks import CLASSES, modalities, stream
 
 from uml_core import sharding
 from uml_core.learner import UnpairedLearner
-from uml_core.loop import DataParallel, Fit, OneProcess, Sharded, train
+from uml_core.loop import Fit, train
+from uml_core.parallel import DataParallel, OneProcess, Sharded
 from uml_core.schedule import Schedule
 from uml_core.specs import ModelSpec, TrainSpec
 

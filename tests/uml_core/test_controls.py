@@ -9,9 +9,9 @@ from hypothesis import given, settings
 
 from uml_core.controls import PermutedLabels, PermutedValues, derangement
 from uml_core.errors import UserError
-from uml_core.loop import OneProcess
 from uml_core.modalities.base import Batch
 from uml_core.modalities.common import pad_stack, unpad
+from uml_core.parallel import OneProcess
 
 
 @given(st.integers(2, 60), st.integers(0, 2**31))
@@ -105,9 +105,10 @@ class Ranks:
     def __init__(self, slices, rank):
         self.slices, self.rank = slices, rank
 
-    def items(self, batch):
+    def whole(self, batch):
         parts = [unpad(b.x, b.mask) for b in self.slices]
-        return list(itertools.chain(*parts)), sum(map(len, parts[: self.rank]))
+        x, mask = pad_stack(list(itertools.chain(*parts)))
+        return x, mask, sum(map(len, parts[: self.rank]))
 
 
 @given(st.lists(st.integers(1, 6), min_size=3, max_size=9), st.data())

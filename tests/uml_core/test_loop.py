@@ -1,12 +1,11 @@
 import dataclasses
 import io
+import itertools
 import math
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from ranks import both
 
 from uml_core.controls import PermutedLabels
 from uml_core.errors import RunError, UserError
@@ -330,13 +329,13 @@ def test_a_non_finite_loss_stops_the_run_with_finite_weights(mode):
     assert all(v.isfinite().all() for v in weights_of(fit).values())
 
 
-def test_after_a_non_finite_loss_no_further_batch_of_the_step_is_taken():
-    fit, updates = make_fit({"a": 2.0}, mode="alternate"), []
+def test_after_a_non_finite_loss_no_batch_changes_the_weights():
+    fit, seen = make_fit({"a": 2.0}, mode="alternate"), []
     step = fit.optimizer.step
-    fit.optimizer.step = lambda: (updates.append(1), step())
+    fit.optimizer.step = lambda: (step(), seen.append(weights_of(fit)))
     with pytest.raises(RunError, match="step 2"):
         run(fit, spoilt)  # batches 4 and 5 of a belong to step 2
-    assert len(updates) == 3 + 3 + 1
+    assert [same(a, b) for a, b in itertools.pairwise(seen)] == [False] * 6 + [True] * 2
 
 
 def test_one_diverged_fit_leaves_the_others_running():
@@ -449,48 +448,6 @@ def test_bf16_stays_close_to_fp32():
     assert next(iter(half.learner.parameters())).dtype == torch.float32
     for a, b in zip(full.history["losses"], half.history["losses"], strict=True):
         assert a == pytest.approx(b, rel=0.05) and a != b
-
-
-# ------------------------------------------------------------------------- data parallel
-
-
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    """Every case of two_ranks.py in one process and in two, started once."""
-    return both(Path(__file__).with_name("two_ranks.py"), tmp_path_factory.mktemp("ranks"))
-
-
-CASES = [
-    f"{setting}-{mode}-{ratio}"
-    for setting in ("supervised", "self_supervised")
-    for mode in ("joint", "alternate")
-    for ratio in (0.5, 2.0)
-]
-
-
-@pytest.mark.parametrize(
-    "case", [*CASES, "weight-0", "clip", "unimodal-alternate", "permuted", "frozen", "thaw"]
-)
-def test_two_ranks_learn_what_one_process_learns(two_ranks, case):
-    """Equal losses on the same global batches over 20 steps, and both ranks agree exactly."""
-    one, two = two_ranks[0][case]["one"], two_ranks[0][case]["two"]
-    assert len(one["losses"]) == 20
-    for a, b in zip(one["losses"], two["losses"], strict=True):
-        assert a == pytest.approx(b, rel=1e-5)
-    assert one["norms"] == pytest.approx(two["norms"], rel=1e-4)
-    assert len(one["gradients"]) == 7 * (not case.startswith(("weight", "unimodal", "frozen")))
-    for a, b in zip(one["gradients"], two["gradients"], strict=True):
-        assert a["norm"] | a["cosine"] == pytest.approx(b["norm"] | b["cosine"], 1e-4, 1e-4)
-    assert one["losses"][-1]["x"] < one["losses"][0]["x"]
-    assert two == two_ranks[1][case]["two"]  # the checksum of the weights with it
-
-
-def test_a_non_finite_value_on_one_rank_is_left_out_on_both(two_ranks):
-    one, two = two_ranks[0]["skip"]["one"], two_ranks[0]["skip"]["two"]
-    assert one["skipped"] == two["skipped"] == 1 == two_ranks[1]["skip"]["two"]["skipped"]
-    assert two == two_ranks[1]["skip"]["two"]
-    for a, b in zip(one["losses"], two["losses"], strict=True):
-        assert a == pytest.approx(b, rel=1e-5)
 
 
 def test_a_checkpoint_of_another_version_is_refused_by_name():

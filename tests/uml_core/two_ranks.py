@@ -1,4 +1,4 @@
-"""Run by test_loop.py as `two_ranks.py FOLDER RANK`: cases in one process and in two (gloo).
+"""Run by test_parallel.py as `two_ranks.py FOLDER RANK`: cases in one process and in two (gloo).
 
 The global batch of a step is cut into two slices of equal size whose sequences have unequal
 lengths and whose labels are missing unevenly; each slice is padded on its own.
@@ -15,9 +15,10 @@ import torch.distributed as dist
 
 from uml_core.controls import PermutedValues
 from uml_core.learner import UnpairedLearner
-from uml_core.loop import DataParallel, Fit, OneProcess, train
+from uml_core.loop import Fit, train
 from uml_core.modalities import KINDS
 from uml_core.modalities.base import Batch
+from uml_core.parallel import DataParallel, OneProcess
 from uml_core.schedule import Schedule
 from uml_core.specs import ModelSpec, TrainSpec
 
@@ -75,6 +76,7 @@ def run(
     names=("x", "a"),
     permuted=False,
     frozen=False,
+    evaluate=lambda fit: 0.0,
     **spec,
 ):
     mods = {name: m for name, m in modalities(setting).items() if name in names}
@@ -96,7 +98,7 @@ def run(
         update()
 
     fit.optimizer.step = step
-    train([fit], next_batch, schedule, evaluate=lambda fit: 0.0)
+    train([fit], next_batch, schedule, evaluate=evaluate)
     checksum = sum(float(p.detach().double().abs().sum()) for p in learner.parameters())
     return {
         "losses": fit.history["losses"],
@@ -104,6 +106,7 @@ def run(
         "norms": norms,
         "checksum": checksum,
         "skipped": fit.skipped,
+        "chosen": [fit.best_step, fit.best_accuracy, fit.waited, fit.stopped, fit.history["steps"]],
     }
 
 
@@ -121,6 +124,12 @@ def cases():
     yield "skip", ("self_supervised", "joint", 1.0), {"spoil": True, "on_nan": "skip"}
 
 
+def an_ulp_apart(fit):
+    """A metric that never gains on rank 0, and gains an ulp at every validation on rank 1."""
+    seen = len(fit.history["steps"])
+    return 50.0 if fit.world.rank == 0 else 50.0 + seen * math.ulp(50.0)
+
+
 def main(folder, rank):
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -131,6 +140,8 @@ def main(folder, rank):
         results[name] = {"two": run(*args, DataParallel(), **more)}
         if rank == 0:
             results[name]["one"] = run(*args, OneProcess(), **more)
+    more = {"evaluate": an_ulp_apart, "patience": 4}
+    results["ulp"] = run("supervised", "joint", 1.0, DataParallel(), **more)
     Path(folder, f"rank-{rank}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 

@@ -15,7 +15,6 @@ batch, R rows of a step, D features, E model width, C classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,7 +24,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from uml_core.loop import Fit, raise_if_all_diverged, validate
-from uml_core.modalities.base import Batch
+from uml_core.modalities.base import Batch, sent
 from uml_core.optimiser import alike, learning_rate, rules
 from uml_core.schedule import Schedule
 from uml_core.specs import Recipe
@@ -56,7 +55,8 @@ def batchable(recipe: Recipe) -> bool:
         and not recipe.adaptive
         and model.trunk == "none"
         and all(recipe.modalities[name].kind == "vector" for name in recipe.active)
-        and (train.mode, train.precision, train.on_nan) == ("joint", "fp32", "stop")
+        and (train.mode, train.on_nan) == ("joint", "stop")
+        and train.precision != "bf16"
         and train.clip is None
     )
 
@@ -135,6 +135,7 @@ def _run(
         done = step + 1
         target_steps = done - schedule.lead
         if done == schedule.total or (target_steps > 0 and target_steps % spec.validate_every == 0):
+            stack.stop_diverged()
             for fit in stack.fits:
                 fit.check_weights(step)
             stack.note_losses()
@@ -172,6 +173,7 @@ class _Stack:
         self.updates = {name: torch.zeros((), device=self.device) for name in values}
         self.sums = {name: torch.zeros(len(fits), device=self.device) for name in self.names}
         self.counts = dict.fromkeys(self.names, 0)
+        self.told: list[tuple[int, Tensor]] = []  # step, (F,) sums of losses since a validation
         self._adopt(values)
 
     def _adopt(self, values: Mapping[str, Tensor]) -> None:
@@ -182,7 +184,8 @@ class _Stack:
             for i, fit in enumerate(self.fits):
                 fit.learner.get_parameter(name).data = stacked[i]
         keys = list(dict.fromkeys(self.drawn))
-        self.lane = torch.tensor([keys.index(key) for key in self.drawn], device=self.device)
+        self.lane_of = [keys.index(key) for key in self.drawn]
+        self.lane = torch.tensor(self.lane_of, device=self.device)
         firsts = [self.drawn.index(key) for key in keys]
         ends = [*firsts[1:], len(self.drawn)]
         self.lanes = [slice(a, b) for a, b in zip(firsts, ends, strict=True)]
@@ -205,7 +208,7 @@ class _Stack:
         ]
         self._note_gradients(step, parts, drawn)
         reached = self._differentiate(parts, drawn)
-        self._stop_diverged(step)
+        self.told.append((step, torch.stack(list(self.sums.values())).sum(0)))
         self._update(reached, step)
 
     def _differentiate(self, parts: Sequence[str], drawn: Sequence[Drawn]) -> list[str]:
@@ -328,21 +331,26 @@ class _Stack:
         if not every or len(set(parts)) < 2 or not self.schedule.first_meeting(step, every):
             return
         with torch.enable_grad():
-            for i, (fit, lane) in enumerate(zip(self.fits, self.lane.tolist(), strict=True)):
+            for i, (fit, lane) in enumerate(zip(self.fits, self.lane_of, strict=True)):
                 seen = [
                     (d.name, Batch(d.x[lane], torch.where(d.share[i] > 0, d.y[i], -1)), d.weight[i])
                     for d in drawn
                 ]
                 fit.note_gradients([(n, b, w / parts.count(n)) for n, b, w in seen], step)
 
-    def _stop_diverged(self, step: int) -> None:
-        """Stops fits whose loss is not finite; their weights are not looked at again."""
-        total = torch.stack(list(self.sums.values())).sum(0)
-        if math.isfinite(float(total.sum())):
+    def stop_diverged(self) -> None:
+        """Stops fits whose loss became non-finite; their weights are not looked at again.
+
+        At validations only: to read a number is to wait for the device.
+        """
+        told, self.told = self.told, []
+        if not told:
             return
-        for fit, sound in zip(self.fits, total.isfinite().tolist(), strict=True):
-            if not sound and not fit.stopped:
-                fit.diverged_at, fit.stopped = step, True
+        sound = torch.stack([total for _, total in told]).isfinite().tolist()
+        for (step, _), each in zip(told, sound, strict=True):
+            for fit, fine in zip(self.fits, each, strict=True):
+                if not fine and not fit.stopped:
+                    fit.diverged_at, fit.stopped = step, True
 
     def note_losses(self) -> None:
         """Hands the mean losses since the last validation to the fits."""
@@ -427,13 +435,14 @@ class _Bank:
         """Row numbers, labels and what rows count for in the next batches."""
         self.first, self.ready = number, number + BLOCK
         orders = {id(rows): rows.order(number, self.ready) for rows in self.rows}
-        each = [orders[id(rows)].to(self.x.device) for rows in self.rows]
+        there = {key: sent(order, self.x.device) for key, order in orders.items()}
+        each = [there[id(rows)] for rows in self.rows]
         self.at = torch.stack([each[i] + self.starts[i] for i in self.firsts])
         y = torch.stack([y[order] for y, order in zip(self.labels, each, strict=True)], dim=1)
         labelled = y >= 0
         self.y = y.clamp(min=0)  # (BLOCK, F, B)
         self.share = labelled / labelled.sum(-1, keepdim=True).clamp(min=1)
-        weight = torch.tensor(self.weight, device=self.x.device)
+        weight = sent(torch.tensor(self.weight), self.x.device)
         self.pull = self.share * weight.view(-1, 1)
 
     def keep(self, kept: Sequence[int]) -> None:

@@ -38,14 +38,21 @@ class Batch:
         return self.x.shape[0]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on `device` (asynchronous copies where memory is pinned)."""
-        mask = None if self.mask is None else self.mask.to(device, non_blocking=True)
-        return replace(
-            self,
-            x=self.x.to(device, non_blocking=True),
-            y=self.y.to(device, non_blocking=True),
-            mask=mask,
-        )
+        """The same batch on `device` (see `sent`)."""
+        mask = None if self.mask is None else sent(self.mask, device)
+        return replace(self, x=sent(self.x, device), y=sent(self.y, device), mask=mask)
+
+
+def sent(value: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor of any shape on `device`.
+
+    To a GPU it goes by way of pinned memory: a copy out of ordinary memory would wait until the
+    GPU has done all that was asked of it before.
+    """
+    device = torch.device(device)
+    if device.type != "cuda" or value.device.type != "cpu":
+        return value.to(device)
+    return value.pin_memory().to(device, non_blocking=True)
 
 
 class Modality(ABC):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from uml_core.modalities.base import BadSample
+from uml_core.modalities.base import BadSample, sent
 
 MAX_ARRAY_BYTES = 64 * 2**20  # of one decoded array; guards against zip bombs
 MAX_MEMBERS = 64  # of one npz archive
@@ -116,11 +116,12 @@ _TOO_LARGE = f"the array takes more than {MAX_ARRAY_BYTES >> 20} MiB"
 
 def pad_stack(items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     """B tensors (T_b, ...) -> right-zero-padded (B, T, ...) and mask (B, T), None if no padding."""
-    lengths = torch.tensor([len(item) for item in items])
-    longest = int(lengths.max())
-    if bool((lengths == longest).all()):
+    lengths = [len(item) for item in items]
+    longest = max(lengths)
+    if min(lengths) == longest:
         return torch.stack(list(items)), None
-    mask = torch.arange(longest)[None, :] < lengths[:, None]
+    mask = torch.arange(longest)[None, :] < torch.tensor(lengths)[:, None]
+    mask = sent(mask, items[0].device)
     return pad_sequence(list(items), batch_first=True), mask
 
 

@@ -303,9 +303,11 @@ class Image(Modality):
 
     def targets(self, x: Tensor) -> Tensor:
         """Normalised pixels of each patch, (B, T, 3 * patch * patch)."""
-        normalise = _Normalise(self.options).to(x.device)
+        # By numbers, not by tensors, which would have to be sent to a GPU for every batch.
+        ways = zip(x.unbind(1), self.options.mean, self.options.std, strict=True)
+        normal = torch.stack([c * (1 / (255 * std)) - mean / std for c, mean, std in ways], 1)
         patch = self.options.patch
-        return F.unfold(normalise(x), patch, stride=patch).transpose(1, 2)
+        return F.unfold(normal, patch, stride=patch).transpose(1, 2)
 
     def coarse(self, item: Tensor) -> Tensor:
         """Mean colours of 8 x 8 cells: (192,)."""
