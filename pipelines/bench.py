@@ -4,7 +4,7 @@
     uml bench data step       several suites, one bench.json
     uml bench data --repeats 7 --json
 
-Each figure is a ratio of medians within one run or a small count, so that it means the same on a
+Each figure is a ratio of medians within one run, or a count, so that it means the same on a
 busy machine. Writes bench.json into --out; what could not run here is null.
 """
 
@@ -26,6 +26,7 @@ SUITES = {
     "embed": "a frozen encoder over shards, against the bare encoder with cached inputs",
     "heads": "fits of heads over features, against a plain loop over fits",
     "sweep": "what a trial costs beside its training",
+    "claims": "how often a gain is claimed where there is none, and where one is planted",
 }
 
 
