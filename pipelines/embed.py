@@ -47,7 +47,7 @@ from pipelines.reporting import terminal
 from pipelines.running.actors import Part, Report, parts_of, run_parts
 from pipelines.running.decoded import decoded
 from pipelines.running.folder import kept
-from pipelines.running.lock import alone
+from pipelines.running.lock import alone, content
 from pipelines.sources import holdings
 from pipelines.sources.inputs import Raw, ShardInputs
 from pipelines.sources.inspection import kind_by_content
@@ -56,6 +56,8 @@ from pipelines.streams.index import (
     CLASSES_NAME,
     MAX_INDEX_BYTES,
     Shard,
+    check_out_folder,
+    check_own,
     from_json,
     read_json,
     to_json,
@@ -190,6 +192,10 @@ def _check_out(out: Path, modality: str, resume: bool, classes: Sequence[str] | 
         raise UserError(f"{out} holds a stopped job: go on with --resume, or remove {stage}")
     if list(out.glob(f"{modality}-*.tar")) and not resume:
         raise UserError(f"{out} already holds features of {modality}: choose another --out")
+    if not resume:
+        own = (".uml-", FILE)  # of jobs that were stopped
+        check_out_folder(str(out), [name for name in content(out) if not name.startswith(own)])
+    check_own(str(out))
     known = read_json(str(out / CLASSES_NAME), MAX_INDEX_BYTES)
     if known is not None and classes is not None and list(classes) != known:
         raise UserError(f"{out / CLASSES_NAME} names other classes than those of the data")

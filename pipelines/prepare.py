@@ -32,16 +32,19 @@ from pipelines import cli
 from pipelines.reporting import terminal
 from pipelines.running.lock import alone, content
 from pipelines.sources import guards, holdings
+from pipelines.sources.class_notes import class_notes, name_notes
 from pipelines.sources.decoding import kind_options
 from pipelines.sources.descriptions import is_descriptions, read_descriptions
+from pipelines.sources.folders import normal
 from pipelines.sources.packing import Packing, Ready, check_samples, draw_test, write, write_world
-from pipelines.sources.reading import Listing, Reading, normal, read_source
+from pipelines.sources.reading import Listing, Reading, read_source
 from pipelines.streams import layout
 from pipelines.streams.index import (
     CLASSES_NAME,
     INDEX_NAME,
     MAX_INDEX_BYTES,
     Shard,
+    check_out_folder,
     from_json,
     load_shards,
     read_json,
@@ -153,8 +156,9 @@ def _run_source(args: argparse.Namespace, source: Path, folder: Path) -> int:
     if not ready:
         raise UserError(f"{source}: no sample is left")
     pack = Packing(folder, modality, listing.kind, classes, args.per_shard, args.seed)
-    shards = write(pack, _splits(ready, args))
-    notes = [f"{source}: {note}" for note in listing.notes]
+    splits = _splits(ready, args)
+    shards = write(pack, splits)
+    notes = [f"{source}: {note}" for note in [*listing.notes, *class_notes(splits, classes)]]
     notes += [f"skipped {name}: {cause}" for name, cause in bad[:SHOWN]]
     if len(bad) > SHOWN:
         notes.append(f"skipped {len(bad) - SHOWN} more")
@@ -261,13 +265,7 @@ def _draw_of(world: World, seed: int, counts: dict[tuple[str, str], int]) -> dic
 def _out_folder(out: str | Path) -> Path:
     """Where shards go: a new or empty folder, or one that already holds shards of ours."""
     folder = Path(out).resolve()
-    if not folder.exists():
-        return folder
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file: give a folder as --out")
-    names = content(folder)
-    if names and not {INDEX_NAME, CLASSES_NAME} & set(names):
-        raise UserError(f"{folder} holds other files: choose another --out, or remove them")
+    check_out_folder(str(folder), content(folder))
     return folder
 
 
@@ -390,7 +388,7 @@ def _print_plan(
     labels = Counter(item.label for item in listing.items if item.label is not None)
     for name in classes or ():
         print(f"  {name}: {labels[name]}")
-    for note in listing.notes:
+    for note in [*listing.notes, *name_notes(classes or ())]:
         print(note)
     for name, cause in listing.bad[:SHOWN]:
         print(f"bad: {name}: {cause}")

@@ -10,11 +10,13 @@ a name that is no class is a problem that the caller lists, a class without a te
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipelines.sources.reading import Item, Listing, normal
+from pipelines.sources.class_notes import loose
+from pipelines.sources.folders import normal
+from pipelines.sources.reading import Item, Listing
+from pipelines.sources.tables import not_utf8
 from uml_core.errors import UserError
 from uml_core.typed import read_yaml
 
@@ -122,25 +124,22 @@ def _matched(texts: Mapping[str, list[str]], classes: Sequence[str] | None) -> d
     """Texts under the names of the class list; two names of one class are joined."""
     if classes is None:
         return dict(texts)
-    exact, loose = set(classes), {_loose(name): name for name in classes}
-    if len(loose) < len(classes):  # two classes differ in such things only
-        loose = {}
+    exact, alike = set(classes), {loose(name): name for name in classes}
+    if len(alike) < len(classes):  # two classes differ in such things only
+        alike = {}
     out: dict[str, list[str]] = {}
     for name, sentences in texts.items():
-        known = name if name in exact else loose.get(_loose(name), name)
+        known = name if name in exact else alike.get(loose(name), name)
         out.setdefault(known, []).extend(sentences)
     return out
-
-
-def _loose(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", normal(name)).casefold().strip()
 
 
 def _text(source: Path) -> str:
     try:
         with open(source, "rb") as file:
-            return file.read(MAX_BYTES).decode("utf-8-sig")
+            data = file.read(MAX_BYTES)
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{source} is not UTF-8 ({error.reason}): save it as UTF-8") from error
+        raise not_utf8(source, data, error) from error
     except OSError as error:
         raise UserError(f"{source} cannot be read: {error.strerror}") from error

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.sources import cells
 from pipelines.sources.reading import COLUMNS, Reading, read_source, suffix_of
 from pipelines.streams import layout
 from pipelines.streams.assemble import CUT_OFF
@@ -157,12 +158,38 @@ class ParquetInputs:
             low, high = max(first, start) - start, min(stop, start + rows) - start
             if low >= high:
                 continue
-            table = pq.ParquetFile(path).read_row_group(group, columns).slice(low, high - low)
-            for row, value in enumerate(table.column(self.column).to_pylist(), int(low)):
-                place = f"row {start + row}"
-                key = str(table.column(self.names)[row - int(low)]) if self.names else place
-                error = "" if value is not None else "the cell is empty"
-                yield Raw(key, path, value, error=error)
+            file = pq.ParquetFile(path)
+            table = file.read_row_group(group, columns).slice(low, high - low)
+            field = file.schema_arrow.field(self.column)
+            values = cells.plain(table.column(self.column)).to_pylist()
+            names = cells.plain(table.column(self.names)).to_pylist() if self.names else values
+            for row, (value, name) in enumerate(zip(values, names, strict=True), int(low)):
+                key = f"row {start + row}" if self.names is None or name is None else _name(name)
+                yield _raw(key, path, value, self.kind, field)
+
+
+def _name(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _raw(key: str, path: str, value: Any, kind: str, field: pa.Field) -> Raw:
+    """A cell as a sample; one that holds nothing of use says why."""
+    error = ""
+    if isinstance(value, dict):  # a whole file: {"bytes", "path"}
+        value = value.get("bytes")
+        error = "" if value is not None else "the cell holds the path of a file, not its bytes"
+    elif value is None:
+        error = "the cell is empty"
+    try:
+        if kind == "text" and isinstance(value, bytes):
+            value = value.decode()
+        elif isinstance(value, list):
+            value = cells.numbers(value, cells.tensor_shape(field))
+    except ValueError as wrong:
+        if isinstance(wrong, UnicodeDecodeError):
+            wrong = ValueError("the cell is no UTF-8 text")
+        value, error = None, f"the cell cannot be used: {wrong}"
+    return Raw(key, path, value, error=error)
 
 
 def open_inputs(source: str, kind: str, member: str | None = None) -> Inputs:
@@ -219,45 +246,58 @@ def _holds(url: str, kind: str, member: str | None) -> bool:
 def _columns(paths: Sequence[Path], kind: str) -> Inputs | None:
     """The column of Parquet files that holds samples of a kind; None: it may hold names of files.
 
-    Media are binary, texts strings, features lists of numbers.
+    Media are binary, or structs of bytes and path; texts strings; features lists of numbers.
+    Raises UserError where nothing in them can be that.
     """
     files = [pq.ParquetFile(p) for p in paths]
     schema = files[0].schema_arrow
-    fits = {"text": _is_text, "image": _is_binary, "audio": _is_binary}.get(kind, _is_numbers)
-    fitting = [f.name for f in schema if fits(f.type) and f.name not in NAMES]
+    columns = [f for f in schema if f.name not in NAMES]
+    fitting: list[str] = []
+    for fits in _FITS.get(kind, (cells.is_numbers,)):
+        fitting = fitting or [f.name for f in columns if fits(f.type)]
+    if not fitting:
+        named = [f for f in schema if f.name.strip().lower() in COLUMNS["file"]]
+        if any(cells.is_text(f.type) or cells.is_binary(f.type) for f in named):
+            return None
+        found = ", ".join(f"{f.name} ({cells.what(f.type)})" for f in schema)
+        raise UserError(f"{paths[0]}: no column holds {_WANTED.get(kind, _NUMBERS)}; found {found}")
     usual = (*CONTENT, *(COLUMNS["text"] if kind == "text" else ()), kind)
     named = [name for one in usual for name in fitting if name.lower() == one]
-    if not fitting:
-        return None
     if not named and len(fitting) > 1:
         raise UserError(
             f"{paths[0]}: its columns {', '.join(fitting)} can all be {kind}: call the right one "
             "'input'"
         )
+    column = (named or fitting)[0]
+    wanted = cells.plain_type(schema.field(column).type)
+    for path, file in zip(paths, files, strict=True):
+        theirs = file.schema_arrow
+        if column not in theirs.names or not _alike(theirs.field(column).type, wanted):
+            raise UserError(f"{path}: its column '{column}' is not as in {paths[0]} ({wanted})")
     groups = tuple(
         (str(path.resolve()), g, file.metadata.row_group(g).num_rows)
         for path, file in zip(paths, files, strict=True)
         for g in range(file.metadata.num_row_groups)
     )
     keys = [name for name in NAMES if name in schema.names]
-    return ParquetInputs(groups, (named or fitting)[0], keys[0] if keys else None, kind)
+    keys = [name for name in keys if all(name in file.schema_arrow.names for file in files)]
+    return ParquetInputs(groups, column, keys[0] if keys else None, kind)
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+_MEDIA = (lambda kind: cells.is_binary(kind) or cells.holds_files(kind),)
+_FITS = {"text": (cells.is_text, cells.is_binary), "image": _MEDIA, "audio": _MEDIA}
+_NUMBERS = "lists of numbers"
+_WANTED = {
+    "text": "texts (one string in each cell)",
+    **dict.fromkeys(
+        ("image", "audio"), "the bytes of files, nor names of files (usual name: file)"
+    ),
+}
 
 
-def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _is_numbers(kind: pa.DataType) -> bool:
-    """Lists of numbers, or lists of such lists."""
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    if not any(is_list(kind) for is_list in lists):
-        return False
-    inner = kind.value_type
-    return pa.types.is_floating(inner) or pa.types.is_integer(inner) or _is_numbers(inner)
+def _alike(one: pa.DataType, other: pa.DataType) -> bool:
+    checks = (cells.is_text, cells.is_binary, cells.holds_files, cells.is_numbers)
+    return [check(one) for check in checks] == [check(other) for check in checks]
 
 
 def _stamp(path: str) -> str:

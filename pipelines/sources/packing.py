@@ -15,7 +15,7 @@ from typing import Any
 from pipelines.sources.decoding import Decoder, plain
 from pipelines.sources.parallel import Job, each
 from pipelines.sources.reading import Item, Listing
-from pipelines.streams.index import Shard, from_json, to_json
+from pipelines.streams.index import Shard, check_own, from_json, to_json
 from pipelines.streams.scan import content_hash
 from pipelines.streams.shards import (
     PER_SHARD,
@@ -215,6 +215,7 @@ def _publish(
     pack: Packing, work: Callable[[Job], Job], jobs: list[Job], sizes: list[int], cost: int
 ) -> list[Shard]:
     """Lets tasks write into a folder of their own, then moves the shards into place."""
+    check_own(str(pack.folder))
     pack.folder.mkdir(parents=True, exist_ok=True)
     stage = tempfile.mkdtemp(prefix=".uml-prepare-", dir=pack.folder)
     try:

@@ -7,23 +7,19 @@ are listed at once and read in parallel afterwards.
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-import pandas
-
+from pipelines.sources.folders import SPLITS, normal, places
+from pipelines.sources.tables import Frame, read_frame, shown
 from uml_core.errors import UserError, near
 from uml_core.modalities import KINDS
 
 TABLES = (".csv", ".tsv", ".parquet")
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 # Names a column may have, the likeliest first; compared in lower case.
 COLUMNS = {
     "text": ("text", "caption", "sentence", "description", "transcript", "utterance"),
@@ -117,24 +113,17 @@ def _read_folder(source: Path, reading: Reading) -> Listing:
     """folder/<class>/... or folder/<split>/<class>/...; any files where labels are not wanted."""
     files = list(_walk(source))
     kind, kept, notes = _of_one_kind(files, reading.kind, str(source))
-    tops = {name.split("/")[0] for name in kept if "/" in name}
-    found = {SPLITS[top.lower()] for top in tops if top.lower() in SPLITS}
-    split = "train" in found and len(found) > 1
     listing = Listing(kind, notes=notes)
     loose, strange = [], Counter[str]()
-    for name in kept:
-        parts = name.split("/")
-        part = SPLITS.get(parts[0].lower()) if split else None
-        if split and part is None:
-            strange[parts[0]] += 1
-            continue
-        inner = parts[1:] if split else parts
-        label = None if reading.unlabelled else normal(inner[0]) if len(inner) > 1 else ""
-        if label == "":
+    for name, (part, label) in places(kept, listing.notes).items():
+        if part == "":
+            strange[name.split("/")[0]] += 1
+        elif label is None and not reading.unlabelled:
             loose.append(name)
-            continue
-        stem = _stem(name)
-        listing.items.append(Item(name, label, stem, part, path=str(source / name)))
+        else:
+            named = None if reading.unlabelled else label
+            item = Item(name, named, _stem(name), part, path=str(source / name))
+            listing.items.append(item)
     if loose:
         raise UserError(
             f"{source}: {_count(len(loose), 'file')} outside a class folder, e.g. {loose[0]}: sort "
@@ -219,17 +208,21 @@ def _table_in(folder: Path) -> Path | None:
 
 def _read_table(table: Path, reading: Reading, files: Path) -> Listing:
     """Rows with a text, or with a file below `files`, and a label."""
-    frame = _frame(table)
+    frame = read_frame(table)
     text = _column(frame, table, "text", reading.text_column)
     file = _column(frame, table, "file", reading.file_column)
     label = _column(frame, table, "label", reading.label_column)
     problems = []
     if label is None and not reading.unlabelled:
         problems.append(_no_column(frame, table, "label", "or use --unlabelled"))
+    if file is not None and text is None and file in frame.files_inside:
+        raise UserError(_inside(table, [file]))
     beside = file if text is not None else None
     if file is not None and text is not None:
         file, text = (None, text) if reading.kind == "text" else (file, None)
     if file is None and text is None:
+        if inside := frame.files_inside:
+            raise UserError(_inside(table, inside))
         problems.append(_no_column(frame, table, "text", "or --file-column, for a table of files"))
     elif text is not None and reading.kind not in (None, "text"):
         problems.append(_no_column(frame, table, "file", f"for the {reading.kind} files"))
@@ -239,42 +232,19 @@ def _read_table(table: Path, reading: Reading, files: Path) -> Listing:
     ids = _column(frame, table, "id", reading.id_column) or beside
     rows = _Rows(
         table.name,
-        frame[file if text is None else text],
-        None if reading.unlabelled else frame[label],
-        _optional(frame, ids),
-        _optional(frame, _split_column(frame)),
+        frame.cells(str(file), "file") if text is None else frame.cells(text, "text"),
+        None if reading.unlabelled else frame.cells(str(label), "label"),
+        None if ids is None else frame.cells(ids, "id"),
+        _splits(frame),
     )
-    return rows.texts() if text is not None else rows.files(files, reading.kind, table)
+    listing = rows.texts() if text is not None else rows.files(files, reading.kind, table)
+    listing.notes += frame.notes
+    return listing
 
 
-def _frame(table: Path) -> pandas.DataFrame:
-    """All cells as text. Raises UserError for what is not a table."""
-    try:
-        if table.suffix.lower() == ".parquet":
-            frame = pandas.read_parquet(table)
-            blank = frame.isna()
-            frame = frame.astype(str).mask(blank, "")
-        else:
-            with open(table, encoding="utf-8-sig") as stream:
-                head = stream.readline()
-            separator = max(",;\t", key=head.count)
-            frame = pandas.read_csv(
-                table, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-            )
-    except UnicodeDecodeError as error:
-        raise UserError(f"{table} is not UTF-8 ({error.reason}): save it as UTF-8") from error
-    except (OSError, ValueError) as error:  # pandas' and pyarrow's own errors are ValueErrors
-        raise UserError(f"{table} cannot be read as a table: {str(error).strip()}") from error
-    if frame.empty:
-        raise UserError(f"{table} has no row")
-    if isinstance(frame.index, pandas.RangeIndex):
-        return frame
-    raise UserError(f"{table}: rows have more cells than its first line names columns")
-
-
-def _column(frame: pandas.DataFrame, table: Path, role: str, wanted: str | None) -> str | None:
+def _column(frame: Frame, table: Path, role: str, wanted: str | None) -> str | None:
     """The column of a role: the one asked for, else the first of the usual names, else None."""
-    names = [str(name) for name in frame.columns]
+    names = frame.names
     if wanted is not None:
         if wanted not in names:
             raise UserError(
@@ -286,8 +256,8 @@ def _column(frame: pandas.DataFrame, table: Path, role: str, wanted: str | None)
     return next((lower[usual] for usual in COLUMNS[role] if usual in lower), None)
 
 
-def _no_column(frame: pandas.DataFrame, table: Path, role: str, otherwise: str) -> str:
-    names = [str(name) for name in frame.columns]
+def _no_column(frame: Frame, table: Path, role: str, otherwise: str) -> str:
+    names = frame.names
     hints = (near(name.strip().lower(), COLUMNS[role]) for name in names)
     close = [f"'{name}'" for name, hint in zip(names, hints, strict=True) if hint]
     hint = f"perhaps {' or '.join(close)}? " if close else ""
@@ -297,18 +267,25 @@ def _no_column(frame: pandas.DataFrame, table: Path, role: str, otherwise: str) 
     )
 
 
-def _split_column(frame: pandas.DataFrame) -> str | None:
+def _inside(table: Path, names: Sequence[str]) -> str:
+    return (
+        f"{table}: column {shown(names)} holds whole files in its cells, as data sets on the Hub "
+        "do. Tables of texts or of names of files are read: write the cells to files, such as "
+        "<class>/<number>.png, and give that folder"
+    )
+
+
+def _splits(frame: Frame) -> list[str] | None:
     """The column that names splits, only where every one of its cells does."""
-    for name in frame.columns:
-        if str(name).strip().lower() in COLUMNS["split"]:
-            values = {str(value).strip().lower() for value in frame[name].unique()}
-            if values <= set(SPLITS):
-                return name
+    for name in frame.names:
+        if name.strip().lower() in COLUMNS["split"] and frame.names.count(name) == 1:
+            try:
+                values = [value.strip().lower() for value in frame.cells(name, "split")]
+            except UserError:
+                continue
+            if set(values) <= set(SPLITS):
+                return values
     return None
-
-
-def _optional(frame: pandas.DataFrame, name: str | None) -> Sequence[str] | None:
-    return None if name is None else frame[name].tolist()
 
 
 @dataclass(frozen=True)
@@ -316,20 +293,25 @@ class _Rows:
     """The columns of a table that matter; `content` holds texts or file names."""
 
     table: str
-    content: Iterable[str]
+    content: Sequence[Any]
     labels: Iterable[str] | None
     ids: Sequence[str] | None
     splits: Sequence[str] | None
 
     def texts(self) -> Listing:
         listing = Listing("text")
-        for number, text, label in self._labelled(listing):
+        for number, cell, label in self._labelled(listing):
             name = f"{self.table} row {number + 2}"
-            if text.strip():
-                source = _stem(self.ids[number]) if self.ids else None
-                item = Item(name, label, source, self._split(number), text=text)
-                listing.items.append(item)
-            else:
+            several = isinstance(cell, list)
+            for place, text in enumerate(cell if several else [cell], 1):
+                title = f"{name}, text {place}" if several else name
+                if text.strip():
+                    source = _stem(self.ids[number]) if self.ids else None
+                    item = Item(title, label, source, self._split(number), text=text)
+                    listing.items.append(item)
+                else:
+                    listing.bad.append((title, "the text is empty"))
+            if several and not cell:
                 listing.bad.append((name, "the text is empty"))
         return listing
 
@@ -339,24 +321,24 @@ class _Rows:
         existing = [str(path) for path in paths if path is not None]
         if not existing:
             raise UserError(
-                f"{table}: none of its files lies in {folder}, e.g. {names[0]}: give the folder "
-                "with --files"
+                f"{table}: none of its files lies in {folder}, e.g. {names[0]}"
+                f"{_otherwise(folder, names[0])}: give the folder with --files"
             )
         kind, kept, notes = _of_one_kind(existing, kind, str(table))
         usable, listing = set(kept), Listing(kind, notes=notes)
         for number, name, label in self._labelled(listing):
             path = paths[number]
             if path is None:
-                listing.bad.append((f"{self.table} row {number + 2}", f"there is no file {name}"))
+                listing.bad.append((f"{self.table} row {number + 2}", _no_file(folder, name)))
             elif str(path) in usable:
                 source = self.ids[number] if self.ids else name.strip()
                 item = Item(name.strip(), label, _stem(source), self._split(number), str(path))
                 listing.items.append(item)
         return listing
 
-    def _labelled(self, listing: Listing) -> Iterator[tuple[int, str, str | None]]:
+    def _labelled(self, listing: Listing) -> Iterator[tuple[int, Any, str | None]]:
         """(row, content, label) of rows that have a label, where labels are wanted."""
-        content = [str(value) for value in self.content]
+        content = self.content
         if self.labels is None:
             yield from ((i, value, None) for i, value in enumerate(content))
             return
@@ -367,14 +349,15 @@ class _Rows:
                 listing.bad.append((f"{self.table} row {i + 2}", "it has no label"))
 
     def _split(self, number: int) -> str | None:
-        return SPLITS[self.splits[number].strip().lower()] if self.splits else None
+        return SPLITS[self.splits[number]] if self.splits else None
 
 
 def _find(folder: Path, name: str, kind: str | None) -> Path | None:
     """The file of that name; where the name has no suffix, the only file that fits."""
-    path = folder / name
-    if name and path.is_file():
-        return path
+    for spelled in dict.fromkeys((name, name.replace("\\", "/"))):  # tables made on Windows
+        if name and (folder / spelled).is_file():
+            return folder / spelled
+    name = name.replace("\\", "/")
     if not name or suffix_of(name):
         return None
     known = KINDS[kind].suffixes if kind else [s for c in KINDS.values() for s in c.suffixes]
@@ -382,12 +365,28 @@ def _find(folder: Path, name: str, kind: str | None) -> Path | None:
     return fitting.pop() if len(fitting) == 1 else None
 
 
+def _no_file(folder: Path, name: str) -> str:
+    return f"there is no file {name.strip()}{_otherwise(folder, name.strip())}"
+
+
+def _otherwise(folder: Path, name: str) -> str:
+    """A hint where a file differs from the name in upper and lower case only."""
+    found, path = [], folder
+    for part in name.replace("\\", "/").split("/"):
+        alike = [n for n in _listed(str(path)) if n.casefold() == part.casefold()]
+        if not alike:
+            return ""
+        found.append(part if part in alike else alike[0])
+        path = path / found[-1]
+    return f" (it is called {'/'.join(found)}: upper and lower case differ)"
+
+
+@lru_cache(maxsize=64)
+def _listed(folder: str) -> tuple[str, ...]:
+    return tuple(os.listdir(folder)) if os.path.isdir(folder) else ()
+
+
 # ------------------------------------------------------------------------------------ names
-
-
-def normal(name: str) -> str:
-    """A class name as it is compared: trimmed, composed accents (file systems differ in these)."""
-    return unicodedata.normalize("NFC", str(name).strip())
 
 
 def _stem(name: str) -> str:

@@ -244,15 +244,50 @@ def load_shards(urls: Sequence[str], kind: str, member: tuple[str, ...] = ()) ->
     return found
 
 
+def check_own(folder: str) -> None:
+    """Raises UserError where the folder's index.json or classes.json is not of our making.
+
+    Other libraries call their files so too (MosaicML's MDS, LitData, wids): replacing one would
+    destroy the data set that it describes.
+    """
+    path = os.path.join(folder, INDEX_NAME)
+    if os.path.lexists(path):
+        found = read_json(path, MAX_INDEX_BYTES)
+        if not isinstance(found, dict) or not isinstance(found.get("shards"), dict):
+            raise UserError(
+                f"{path} is not ours: the folder belongs to another library's data, or the file is "
+                "damaged. Choose another --out"
+            )
+    path = os.path.join(folder, CLASSES_NAME)
+    if os.path.lexists(path):
+        names = read_json(path, MAX_INDEX_BYTES)
+        if not isinstance(names, list) or not all(isinstance(n, str | int) for n in names):
+            raise UserError(f"{path} is no list of class names, and not ours: choose another --out")
+
+
+def check_out_folder(folder: str, names: Sequence[str]) -> None:
+    """Raises UserError where shards must not go: a folder with files that are not ours.
+
+    Into a new or empty folder they may, and beside shards and a class list of ours.
+
+    names  what lies in the folder, but for the marks of running jobs
+    """
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise UserError(f"{folder} is a file: give a folder as --out")
+    check_own(folder)
+    if names and not {INDEX_NAME, CLASSES_NAME} & set(names):
+        raise UserError(f"{folder} holds other files: choose another --out, or remove them")
+
+
 def merge_index(folder: str, shards: Iterable[Shard] = ()) -> str:
     """Writes `shards`, just scanned, into the folder's index.json, drops what is gone.
 
     Returns its path.
     """
     path = os.path.join(folder, INDEX_NAME)
+    check_own(folder)
     found = read_json(path, MAX_INDEX_BYTES)
-    known = found.get("shards") if isinstance(found, dict) else None
-    entries = dict(known) if isinstance(known, dict) else {}
+    entries = dict(found["shards"]) if found is not None else {}
     shards = list(shards)
     entries |= {storage.name_of(shard.url): to_json(shard) for shard in shards}
     kept = {n: entries[n] for n in sorted(entries) if os.path.isfile(os.path.join(folder, n))}

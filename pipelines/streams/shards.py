@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -349,9 +350,17 @@ def write_index(folder: str, shards: Iterable[Shard] = ()) -> str:
 
 
 def write_classes(folder: str, names: Sequence[str]) -> str:
-    """Writes classes.json (names in label order) beside the shards; returns its path."""
+    """Writes classes.json (names in label order) beside the shards; returns its path.
+
+    One that is there with the same names stays as it is; raises UserError for other names.
+    """
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, CLASSES_NAME)
+    if os.path.lexists(path):
+        found = _read_classes(folder) or ()
+        if [normalize("NFC", n.strip()) for n in found] != list(names):
+            raise UserError(f"{path} holds other names: choose another folder")
+        return path
     write_text(path, json.dumps(list(names), ensure_ascii=False, indent=1) + "\n")
     return path
 

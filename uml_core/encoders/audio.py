@@ -14,6 +14,7 @@ from torch import Tensor
 from uml_core.encoders.base import AudioEncoder, Wanted
 from uml_core.encoders.vision import pooler_of, positions
 from uml_core.errors import UserError
+from uml_core.media import sound
 from uml_core.modalities.base import BadSample
 
 SHORTEST = 0.1  # seconds: below, strided convolutions have nothing left
@@ -152,9 +153,7 @@ class Torchaudio(AudioEncoder):
     """
 
     def __init__(self, found: Any, wanted: Wanted) -> None:
-        from torchaudio import pipelines
-
-        bundle: Any = getattr(pipelines, found.model)
+        bundle: Any = getattr(sound.pipelines(), found.model)
         super().__init__(wanted, int(bundle.sample_rate))
         if wanted.pooling not in ("auto", "mean"):
             raise UserError(f"--pooling {wanted.pooling}: torchaudio pipelines give the mean")

@@ -194,8 +194,9 @@ def _url(scheme: str, name: str, model: str) -> str:
         if model not in (known := list_models()):
             raise UserError(f"--encoder {name}: torchvision has no '{model}'{near(model, known)}")
         return next(iter(get_model_weights(model))).DEFAULT.url
-    from torchaudio import pipelines
+    from uml_core.media import sound
 
+    pipelines = sound.pipelines()
     known = [n for n in pipelines.__all__ if hasattr(getattr(pipelines, n), "get_model")]
     if model not in known:
         raise UserError(f"--encoder {name}: torchaudio has no '{model}'{near(model, known)}")

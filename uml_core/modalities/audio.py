@@ -1,28 +1,21 @@
-"""Audio: WAV, FLAC and OGG, log-mel spectrograms by torchaudio."""
+"""Audio: WAV, FLAC and OGG, log-mel spectrograms."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import io
 import math
-import struct
-import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
-import soundfile
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchaudio.transforms import MelScale, Resample, Spectrogram
 
+from uml_core.media import sound
+from uml_core.media.sound import RATES
 from uml_core.modalities.base import BadSample, Modality
 from uml_core.modalities.common import (
-    cause,
     grouped,
     least_problems,
     most_problems,
@@ -31,10 +24,6 @@ from uml_core.modalities.common import (
 )
 from uml_core.modalities.sequence import ConvStem, FrameStem, conv_positions
 
-MAX_CHANNELS = 32
-MAGIC = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS")  # libsndfile reads twenty formats more
-HEADER = 44  # bytes of a WAV before its samples, at least
-RATES = (1_000, 400_000)  # Hz; outside, the header is damaged
 FLOOR = 1e-6  # of mel power, before the logarithm
 # Mean and deviation of log-mel values of speech and tones at normal loudness, roughly.
 LOG_MEAN, LOG_STD = -5.0, 4.5
@@ -86,10 +75,10 @@ class Audio(Modality):
         # empty, and clips shorter than a window are padded with silence.
         self._hop = max(1, round(options.hop * rate))
         size = 2 ** math.ceil(math.log2(max(window, 16 * options.mels)))
-        self._fourier = Spectrogram(
+        self._fourier = sound.Spectrogram(
             size, win_length=window, hop_length=self._hop, power=None, pad_mode="constant"
         )
-        self._mel = MelScale(options.mels, rate, n_stft=size // 2 + 1)
+        self._mel = sound.MelScale(options.mels, rate, n_stft=size // 2 + 1)
 
     @classmethod
     def check(cls, options: Any, *, setting: str, width: int, heads: int) -> list[str]:
@@ -131,7 +120,7 @@ class Audio(Modality):
     def decode_all(
         self, samples: Sequence[tuple[bytes, str, np.ndarray | None]]
     ) -> list[Tensor | BadSample]:
-        # Spectra of many clips in one call: torchaudio takes a dozen small steps in Python, and
+        # Spectra of many clips in one call: they take a dozen small steps in Python, and
         # threads that decode side by side would wait for each other at every one of them.
         items: list[Any] = []
         waves: dict[int, list[tuple[int, Tensor]]] = {}  # samples -> (place in `items`, wave)
@@ -177,42 +166,11 @@ class Audio(Modality):
 
     def wave(self, data: bytes, shift: float = 0.0) -> Tensor:
         """(samples,) mono at the wanted rate; only the part that is used is decoded."""
-        if data[:4] not in MAGIC:
-            raise BadSample("the clip is neither WAV, FLAC nor OGG")
-        try:
-            with _opened(data) as clip:
-                rate = clip.samplerate
-                self._check_header(clip)
-                first, count = self._span(clip.frames, rate, shift)
-                clip.seek(max(0, first))
-                samples = clip.read(count + min(0, first), dtype="float32", always_2d=True)
-        except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OSError) as error:
-            if isinstance(error, BadSample):
-                raise
-            raise BadSample(f"the clip cannot be decoded: {cause(error)}") from error
-        if not len(samples):
-            raise BadSample("the clip is cut off")
-        # One channel is taken as it is: a mean over an axis of length 1 costs as much as reading.
-        mono = torch.from_numpy(samples[:, 0] if samples.shape[1] == 1 else samples.mean(1))
-        before, after = max(0, -first), max(0, count + min(0, first) - len(mono))
-        if before or after:
-            mono = F.pad(mono, (before, after))
-        return mono if rate == self.options.sample_rate else self._resampler(rate)(mono)
-
-    def _resampler(self, rate: int) -> Resample:
-        # A bounded fraction: an odd rate (44101 Hz) would ask for a filter of gigabytes.
-        ratio = Fraction(rate, self.options.sample_rate).limit_denominator(640)
-        return _resampler(ratio.numerator, ratio.denominator)
-
-    def _check_header(self, clip: soundfile.SoundFile | _Pcm) -> None:
-        limit = self.options.max_seconds
-        if not RATES[0] <= clip.samplerate <= RATES[1] or clip.channels > MAX_CHANNELS:
-            raise BadSample(f"{clip.samplerate} Hz and {clip.channels} channels are not sound")
-        if clip.frames <= 0:
-            raise BadSample("the clip is empty")
-        if clip.frames > limit * clip.samplerate:
-            seconds = clip.frames / clip.samplerate
-            raise BadSample(f"the clip lasts {seconds:.1f} s, more than max_seconds {limit:g}")
+        rate = self.options.sample_rate
+        samples, stored = sound.opened(
+            data, self.options.max_seconds, lambda frames, hertz: self._span(frames, hertz, shift)
+        )
+        return sound.resampled(samples, stored, rate)
 
     def _span(self, frames: int, rate: int, shift: float) -> tuple[int, int]:
         """(first, count) of the samples used, at the file's rate; may reach beyond its ends."""
@@ -255,51 +213,3 @@ class Audio(Modality):
 
     def _dim(self) -> int:
         return self.options.mels * (self.options.patch if self.options.stem == "patches" else 1)
-
-
-class _Pcm:
-    """A whole WAV of 16-bit samples, with what we use of `soundfile.SoundFile`.
-
-    The standard library reads it in a sixth of soundfile's time and gives the same numbers;
-    threads that decode side by side hold the interpreter as much shorter. Raises ValueError for
-    anything else.
-    """
-
-    def __init__(self, data: bytes) -> None:
-        try:
-            self._clip = wave.Wave_read(io.BytesIO(data))
-        except (wave.Error, EOFError, struct.error, OSError, RuntimeError) as error:
-            raise ValueError("no PCM WAV") from error
-        self.samplerate, self.channels = self._clip.getframerate(), self._clip.getnchannels()
-        self.frames = self._clip.getnframes()
-        stated = self.frames * self.channels * 2
-        if self._clip.getsampwidth() != 2 or not HEADER + stated <= len(data):
-            raise ValueError("not of 16 bits, or cut off")
-
-    def __enter__(self) -> _Pcm:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._clip.close()
-
-    def seek(self, frame: int) -> None:
-        self._clip.setpos(frame)
-
-    def read(self, frames: int, dtype: str, always_2d: bool) -> np.ndarray:
-        """(frames, channels) float32 in [-1, 1)."""
-        values = np.frombuffer(self._clip.readframes(frames), "<i2")
-        return np.multiply(values, np.float32(1 / 32768), dtype=dtype).reshape(-1, self.channels)
-
-
-def _opened(data: bytes) -> soundfile.SoundFile | _Pcm:
-    """The clip in `data`, not yet decoded."""
-    if data[:4] == b"RIFF":
-        with contextlib.suppress(ValueError):
-            return _Pcm(data)
-    return soundfile.SoundFile(io.BytesIO(data))
-
-
-@functools.lru_cache(maxsize=16)
-def _resampler(before: int, after: int) -> Resample:
-    """The filter costs more to build than to apply."""
-    return Resample(before, after)

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from uml_core.errors import BadSample
 
-class BadSample(ValueError):  # noqa: N818 - it names the sample, as in "quarantine a bad sample"
-    """A sample that cannot be decoded or breaks a cap; streams quarantine it."""
+__all__ = ["BadSample", "Batch", "Modality"]
 
 
 @dataclass

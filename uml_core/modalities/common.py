@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import field
@@ -16,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from uml_core.modalities.base import BadSample, sent
+from uml_core.errors import BadSample, cause
+from uml_core.modalities.base import sent
 
 MAX_ARRAY_BYTES = 64 * 2**20  # of one decoded array; guards against zip bombs
 MAX_MEMBERS = 64  # of one npz archive
@@ -46,11 +46,6 @@ def most_problems(options: Any, **most: float) -> list[str]:
     ]
 
 
-def cause(error: Exception) -> str:
-    """What a library says of bad data, without addresses: equal damage gives equal words."""
-    return re.sub(r"\s*<[\w.]+ object at 0x[0-9a-fA-F]+>", "", str(error))
-
-
 def load_array(data: bytes, suffix: str) -> tuple[np.ndarray, bool]:
     """The array of an npy member, or of an npz with one array or one called x.
 
@@ -73,8 +68,13 @@ def load_array(data: bytes, suffix: str) -> tuple[np.ndarray, bool]:
 
 
 def _npz_member(data: bytes) -> bytes:
-    # Each entry of the directory begins so; counted before `zipfile` makes an object of each.
-    if (entries := data.count(b"PK\x01\x02")) > MAX_MEMBERS:
+    # Each entry of the directory begins so; counted before `zipfile` makes an object of each, and
+    # only where it looks for them: the arrays may hold anything.
+    entries = 0
+    for end in {len(data) - 22, data.rfind(b"PK\x05\x06")} - {-1}:
+        size = int.from_bytes(data[end + 12 : end + 16], "little") + 76  # of ZIP64's own records
+        entries = max(entries, data.count(b"PK\x01\x02", max(0, end - size), max(0, end)))
+    if entries > MAX_MEMBERS:
         raise BadSample(f"the npz holds {entries} arrays, more than {MAX_MEMBERS}")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()

@@ -1,27 +1,22 @@
-"""Images: PNG, JPEG and WebP through torchvision; a small convolutional and a ViT stem."""
+"""Images: PNG, JPEG and WebP; a small convolutional and a ViT stem."""
 
 from __future__ import annotations
 
-import io
 import math
-import struct
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image as Pillow
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from uml_core.modalities.base import BadSample, Modality
-from uml_core.modalities.common import cause, least_problems, most_problems, option
+from uml_core.media import picture
+from uml_core.modalities.base import Modality
+from uml_core.modalities.common import least_problems, most_problems, option
 
 MAX_CHANNELS = 65_536
-MAX_SCANS = 100  # of a progressive JPEG, each as long as decoding; real ones have about ten
-_HIGH_BYTE = 1 if sys.byteorder == "little" else 0  # of two
 CROP_TRIES = 10  # of torchvision's RandomResizedCrop
 CROP_RATIO = (3 / 4, 4 / 3)
 
@@ -216,54 +211,30 @@ class Image(Modality):
         return problems
 
     def decode(self, data: bytes, suffix: str, u: np.ndarray | None = None) -> Tensor:
-        image = self.pixels(data)
-        augment = self.options.augment
-        if u is None or augment == "none":
-            return self._resized(image, _centre_square(*image.shape[1:]))
-        if augment == "crop":
-            box = _random_box(image.shape[1], image.shape[2], self.options.crop_scale, u)
-            image = self._resized(image, box)
+        size, augment = self.options.size, self.options.augment
+        if u is not None and augment == "crop":
+            found = picture.opened(data, self.options.max_pixels)
+            box = _random_box(found.height, found.width, self.options.crop_scale, u)
         else:
-            image = self._resized(image, _centre_square(*image.shape[1:]))
+            # The same picture in training and at test: only what is cropped needs all its pixels.
+            found = picture.opened(data, self.options.max_pixels, size)
+            box = _centre_square(found.height, found.width)
+        pixels = found.pixels(box)
+        if box[2:] == (size, size):
+            item = pixels.contiguous()
+        else:
+            from torchvision.transforms.v2 import functional as V  # two seconds to import
+
+            item = V.resize(pixels, [size, size], antialias=True)
+        if u is None or augment == "none":
+            return item
         if augment == "shift":
-            return _shifted(image, u)
-        return image.flip(2) if u[0] < 0.5 else image
-
-    def _resized(self, image: Tensor, box: tuple[int, int, int, int]) -> Tensor:
-        """The box (top, left, height, width) of the image as (3, size, size)."""
-        top, left, height, width = box
-        size = self.options.size
-        image = image[:, top : top + height, left : left + width]
-        if (height, width) == (size, size):
-            return image.contiguous()
-        from torchvision.transforms.v2 import functional as V
-
-        return V.resize(image, [size, size], antialias=True)
+            return _shifted(item, u)
+        return item.flip(2) if u[0] < 0.5 else item
 
     def pixels(self, data: bytes) -> Tensor:
-        """(3, H, W) uint8; the size is read off the header before a pixel is decoded."""
-        width, height = _header_size(data)
-        if width * height > self.options.max_pixels:
-            raise BadSample(
-                f"{width} x {height} pixels are more than max_pixels {self.options.max_pixels}"
-            )
-        if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
-            raise BadSample(f"the JPEG has {scans} scans, more than {MAX_SCANS}")
-        # Two seconds to import, for processes that decode no picture.
-        from torchvision.io import ImageReadMode, decode_image
-
-        try:
-            image = decode_image(
-                torch.frombuffer(bytearray(data), dtype=torch.uint8),
-                mode=ImageReadMode.RGB,
-                apply_exif_orientation=True,
-            )
-        except RuntimeError as error:
-            raise BadSample(f"the image cannot be decoded: {cause(error)}") from error
-        if image.dtype == torch.uint16:
-            halves = image.permute(1, 2, 0).contiguous().view(torch.uint8)  # (H, W, 6)
-            image = halves[..., _HIGH_BYTE::2].permute(2, 0, 1)
-        return image
+        """(3, H, W) uint8, upright and of full size; raises BadSample. Not to be written to."""
+        return picture.opened(data, self.options.max_pixels).pixels()
 
     def collate(self, items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         return torch.stack(list(items)), None
@@ -324,17 +295,6 @@ def _vit_problems(options: Options, width: int) -> list[str]:
             "layers: 1 or more."
         )
     return problems
-
-
-def _header_size(data: bytes) -> tuple[int, int]:
-    """(width, height) as the header of a PNG, JPEG or WebP states them."""
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and len(data) >= 24:
-        return struct.unpack(">II", data[16:24])
-    try:
-        with Pillow.open(io.BytesIO(data), formats=("JPEG", "WEBP")) as image:
-            return image.size
-    except Exception as error:  # Pillow raises a dozen kinds for damaged headers
-        raise BadSample(f"not a readable PNG, JPEG or WebP image: {cause(error)}") from error
 
 
 def _centre_square(height: int, width: int) -> tuple[int, int, int, int]:

@@ -1,0 +1,1 @@
+"""Bytes -> arrays, within caps: one file per kind of media, which alone knows the decoder."""
