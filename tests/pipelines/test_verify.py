@@ -190,13 +190,13 @@ def test_index_json_is_held_against_the_tars(data: Path, tmp_path: Path) -> None
 
 
 def test_labels_beyond_the_class_list_and_empty_classes(data: Path, tmp_path: Path) -> None:
-    write_classes(str(data), ["cat"])
+    (data / "classes.json").write_text('["cat"]')
     code, report = verify(tmp_path, data)
     assert code == 2 and len(report["problems"]) == 9  # every second sample of 18
     assert ("image-test-000000.tar", "k101", "label 1 is out of range: classes 0 to 0") in causes(
         report
     )
-    write_classes(str(data), ["cat", "dog", "cow"])
+    (data / "classes.json").write_text('["cat", "dog", "cow"]')
     code, report = verify(tmp_path, data)
     assert code == 0
     assert report["warnings"] == [
