@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from uml_core.errors import BadSample
 
-__all__ = ["BadSample", "Batch", "Modality"]
+__all__ = ["BadSample", "Batch", "Modality", "sent"]
 
 
 @dataclass
