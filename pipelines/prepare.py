@@ -158,7 +158,9 @@ def _run_source(args: argparse.Namespace, source: Path, folder: Path) -> int:
     pack = Packing(folder, modality, listing.kind, classes, args.per_shard, args.seed)
     splits = _splits(ready, args)
     shards = write(pack, splits)
-    notes = [f"{source}: {note}" for note in [*listing.notes, *class_notes(splits, classes)]]
+    drawn = not args.split and args.test_share != 0 and not any(i.split for i in listing.items)
+    told = [*listing.notes, *class_notes(splits, classes, drawn=drawn)]
+    notes = [f"{source}: {note}" for note in told]
     notes += [f"skipped {name}: {cause}" for name, cause in bad[:SHOWN]]
     if len(bad) > SHOWN:
         notes.append(f"skipped {len(bad) - SHOWN} more")

@@ -10,7 +10,7 @@ import types
 import typing
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -98,12 +98,21 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver(_BOOL, re.compile(r"(true|True|TRUE|false|False|FALSE)$"), "tTfF")
 
 
-def read_yaml(text: str) -> Any:
-    """YAML -> plain values. Raises ValueError for anything that is not, or that is too large."""
+class _Words(_Loader):
+    """Every scalar is the word that stands there: no, 12 and null may be names."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+
+def read_yaml(text: str, *, words: bool = False) -> Any:
+    """YAML -> plain values; with `words`, every scalar as it is written.
+
+    Raises ValueError for anything that is not YAML, or that is too large.
+    """
     if len(text) > MAX_TEXT:
         raise ValueError(f"it has more than {MAX_TEXT} characters")
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Words if words else _Loader)
     # PyYAML leaks what its converters raise, for example on !!timestamp or on deep nesting.
     except (
         yaml.YAMLError,

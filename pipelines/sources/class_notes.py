@@ -34,8 +34,13 @@ def name_notes(classes: Sequence[str]) -> list[str]:
     return out
 
 
-def class_notes(splits: Mapping[str, Sequence[Ready]], classes: Sequence[str] | None) -> list[str]:
-    """`name_notes`, and sentences on classes that a split lacks."""
+def class_notes(
+    splits: Mapping[str, Sequence[Ready]], classes: Sequence[str] | None, *, drawn: bool
+) -> list[str]:
+    """`name_notes`, and sentences on classes that a split lacks.
+
+    drawn  whether a test split was to be drawn
+    """
     if classes is None:
         return []
     out = name_notes(classes)
@@ -44,8 +49,8 @@ def class_notes(splits: Mapping[str, Sequence[Ready]], classes: Sequence[str] | 
     if len(found) == 1 and len(classes) == 1:
         out.append(f"all samples are of one class, '{classes[0]}': is it one?")
     if (
-        "train" in splits
-        and len(splits) == 1
+        drawn
+        and list(splits) == ["train"]
         and found
         and len(counts["train"]) == len(splits["train"])
     ):

@@ -87,7 +87,7 @@ def _mapping(source: Path) -> dict[str, list[str]]:
     """Name -> sentences."""
     text = _text(source)
     try:
-        found = _json(text) if source.suffix.lower() == ".json" else read_yaml(text)
+        found = _json(text) if source.suffix.lower() == ".json" else read_yaml(text, words=True)
     except ValueError as error:
         raise UserError(f"{source} cannot be read: {error}") from error
     if not isinstance(found, dict) or not found:

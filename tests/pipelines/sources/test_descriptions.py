@@ -95,3 +95,12 @@ def test_prepare_lists_names_that_match_no_class(tmp_path, capsys):
     index = load_index("text-train-*.tar", str(out), "text")
     assert sorted(read_rows(index, range(len(index)))) == [b"It purrs.", b"It sleeps."]
     assert index.labels.tolist() == [0, 0]
+
+
+def test_names_in_yaml_are_the_words_that_stand_there(tmp_path):
+    path = tmp_path / "d.yaml"
+    path.write_text("no: [a sign]\n1_000: [many]\n2020-01-01: [y]\nnull: [nothing, 7]\n1e3: x\n")
+    found = texts(read_descriptions(path, ["no", "1_000", "2020-01-01", "null", "1e3"]))
+    assert found["null"] == ["nothing", "7"] and set(found) == {
+        *("no", "1_000", "2020-01-01", "null", "1e3")
+    }
