@@ -101,7 +101,7 @@ _Loader.add_implicit_resolver(_BOOL, re.compile(r"(true|True|TRUE|false|False|FA
 class _Words(_Loader):
     """Every scalar is the word that stands there: no, 12 and null may be names."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
 
 def read_yaml(text: str, *, words: bool = False) -> Any:
