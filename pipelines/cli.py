@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from pipelines.files import disk_full
+from pipelines.files import disk_full, new_folder
+from uml_core.addresses import is_url, redacted
 from uml_core.errors import RunError, UserError, near
 
 if TYPE_CHECKING:
@@ -81,14 +83,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nInterrupted. {stop}".rstrip(), file=sys.stderr)
         return 130
     except OSError as error:
-        if not disk_full(error):
-            raise
-        print(
-            f"\nThe run failed: the disk is full ({error}). What was written before is whole; make "
-            "space and run the same command with --resume where it has one",
-            file=sys.stderr,
-        )
+        print(f"\nThe run failed: {_system_says(error)}", file=sys.stderr)
         return 1
+
+
+def _system_says(error: OSError) -> str:
+    """What the system refused, of which file, and what to do."""
+    if disk_full(error):
+        what, fix = f"the disk is full ({error})", "make space"
+    elif error.errno is None:  # of a library: no word of the system's
+        raise error
+    else:
+        named = f": {error.filename}" if error.filename else ""
+        what, fix = f"{error.strerror or type(error).__name__}{named}", "see to it"
+    return redacted(
+        f"{what}. What was written before is whole; {fix} and run the same command with --resume "
+        "where it has one"
+    )
 
 
 def usage() -> str:
@@ -207,6 +218,8 @@ def load_recipe(args: argparse.Namespace) -> Recipe:
     from uml_core import recipe
 
     path = Path(args.recipe)
+    if is_url(args.recipe):
+        raise UserError(f"{args.recipe}: a recipe is read from a local file; fetch it first")
     base = None
     if path.suffix not in (".yaml", ".yml"):
         known = [*packaged(), *of_the_paper()]
@@ -242,8 +255,8 @@ def out_folder(args: argparse.Namespace, name: str, *, resume: bool = False) -> 
                 "--out: Ray removes the folder of a submitted job at its end; name a folder on a "
                 "disk that all nodes share by its absolute path"
             )
-        return Path("runs", name, datetime.now().strftime("%Y%m%d-%H%M%S")).resolve()
-    out = Path(args.out).resolve()
+        return new_folder(Path("runs", name, datetime.now().strftime("%Y%m%d-%H%M%S")))
+    out = new_folder(args.out) if not os.path.isfile(args.out) else Path(args.out).resolve()
     if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} already holds something: choose another --out, or remove it")
     return out

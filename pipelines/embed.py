@@ -38,6 +38,7 @@ import numpy as np
 import torch
 
 from pipelines import cli
+from pipelines.files import local_path, new_folder
 from pipelines.predict import (
     add_pool_arguments,
     check_pool_arguments,
@@ -107,9 +108,10 @@ def run(args: argparse.Namespace) -> int:
     began = time.monotonic()
     if problems := check_pool_arguments(args):
         raise UserError(problems)
-    modality, splits = _choose(Path(args.data), args.modality, args.split, args.member)
+    data = local_path(args.data, "DATA")
+    modality, splits = _choose(data, args.modality, args.split, args.member)
     kind = next(iter(splits.values())).shards[0].kind
-    out = Path(args.out or f"{args.data.rstrip('/')}-features").resolve()
+    out = new_folder(args.out or f"{args.data.rstrip('/')}-features")
     found = locate(args.encoder)
     wanted = Wanted("tokens" if args.tokens else "pooled", args.pooling, args.bf16)
     classes = next(iter(splits.values())).classes

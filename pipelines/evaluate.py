@@ -70,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
             print(_describe(finished, sets))
             return 0
         models = load_models(finished, data)
-        out.mkdir(parents=True, exist_ok=True)
         session = ray_session() if wants_ray(sets.indices()) else contextlib.nullcontext()
         with session, _progress(finished, sets) as progress:
+            out.mkdir(parents=True, exist_ok=True)
             measured = measure(finished, data, models, sets, out, progress)
     shown = findings(
         finished.recipe.target,

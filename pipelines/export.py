@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import cli
+from pipelines.files import local_path
 from pipelines.reporting import terminal
 from pipelines.running.exporting import exportable, flavoured, registry_tags
 from pipelines.tracking import PARENT, Tracker
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exports; returns the exit code."""
-    folder = Path(args.run_folder).resolve()
+    folder = local_path(args.run_folder, "RUN")
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the --out folder of a finished run")
     model = exportable(folder, args.arm, args.seed)

@@ -7,8 +7,12 @@ import errno
 import fcntl
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from uml_core import addresses
+from uml_core.errors import UserError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -55,6 +59,52 @@ def append_line(path: str | Path, line: str) -> None:
         except OSError:
             file.truncate(end)
             raise
+
+
+def cache_folder(purpose: str) -> str:
+    """Where what can be made again is kept: "index" of foreign shards, "stamps" of notes on shards,
+    "stores": links to folders of odd names.
+
+    It need not exist, or be writable.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(os.path.abspath(base), "uml", purpose)
+
+
+def local_path(place: str | Path, what: str) -> Path:
+    """`place` as an absolute path. Raises UserError for urls, with `what` it should be."""
+    if addresses.is_url(str(place)) and not str(place).lower().startswith("file:"):
+        raise UserError(f"{what} {place}: give a path on this machine; urls are not taken here")
+    if problem := addresses.problem_of(str(place)):
+        raise UserError(problem)
+    return Path(addresses.absolute(str(place))).resolve()
+
+
+def new_folder(place: str | Path, what: str = "--out") -> Path:
+    """`place` as the path of a folder that exists or can be made; nothing is left behind.
+
+    Raises UserError with the reason where nothing can be written there.
+    """
+    folder = local_path(place, what)
+    made: list[Path] = []
+    try:
+        missing = [p for p in (folder, *folder.parents) if not p.exists()]
+        for path in reversed(missing):
+            path.mkdir()
+            made.append(path)
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if disk_full(error):
+            raise
+        raise UserError(f"{what} {folder} cannot be written: {error.strerror or error}") from None
+    finally:
+        for path in reversed(made):
+            with contextlib.suppress(OSError):
+                path.rmdir()
+    return folder
 
 
 def disk_full(error: BaseException | None) -> bool:

@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 import torch
 
 from pipelines import cli
-from pipelines.files import file_sha256, replaced
+from pipelines.files import file_sha256, local_path, replaced
 from pipelines.reporting import terminal
 from pipelines.reporting.provenance import combined_sha256
 from pipelines.running.actors import Part, Report, parts_of, run_parts
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is None and not args.resume:
         args.out = str(Path("predictions", datetime.now().strftime("%Y%m%d-%H%M%S")))
     out = cli.out_folder(args, "predictions", resume=args.resume)
-    folder = model_folder(Path(args.model))
+    folder = model_folder(local_path(args.model, "MODEL"))
     model = load(folder)
     inputs, encoder = _open_inputs(args, model)
     work = Predicting(

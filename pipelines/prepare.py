@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import cli
+from pipelines.files import local_path, new_folder
 from pipelines.reporting import terminal
 from pipelines.running.lock import alone, content
 from pipelines.sources import guards, holdings
@@ -51,6 +52,7 @@ from pipelines.streams.index import (
     write_json,
 )
 from pipelines.streams.shards import PER_SHARD
+from uml_core.addresses import is_url
 from uml_core.errors import UserError, near
 from uml_core.modalities import KINDS
 from uml_core.specs import WorldSpec
@@ -117,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     """The verb: returns the exit code."""
     if args.source in WORLDS:
         return _run_world(args)
-    source = Path(args.source)
+    source = local_path(args.source, "SOURCE") if is_url(args.source) else Path(args.source)
     folder = _out_folder(args.out or Path("data") / source.stem)
     with contextlib.nullcontext() if args.dry_run else alone(folder):
         return _run_source(args, source, _out_folder(folder))
@@ -185,7 +187,7 @@ def _splits(ready: Sequence[Ready], args: argparse.Namespace) -> dict[str, list[
 # ---------------------------------------------------------------------------------- worlds
 
 
-def ensure_world(spec: WorldSpec, folder: Path) -> None:
+def ensure_world(spec: WorldSpec, folder: str | Path) -> None:
     """Draws an embedded world into `folder` on first use; shards that are there stay.
 
     Raises UserError when they are another draw of the same world. Shards that no world drew (the
@@ -194,6 +196,7 @@ def ensure_world(spec: WorldSpec, folder: Path) -> None:
     world = open_world(spec.name)
     counts = _counts(world, spec.train, spec.test)
     wanted = _draw_of(world, spec.seed, counts)
+    folder = local_path(folder, "data_root of an embedded world:")
     drawn = read_json(str(folder / WORLD_NAME), MAX_INDEX_BYTES)
     if drawn == wanted:
         return
@@ -204,7 +207,7 @@ def ensure_world(spec: WorldSpec, folder: Path) -> None:
         )
     if any(folder.glob("*.tar")):
         return
-    with alone(folder, wait=True):  # several first runs may want it at once
+    with alone(new_folder(folder, "data_root"), wait=True):  # several first runs may want it
         if not any(folder.glob("*.tar")):
             write_world(world, folder, spec.seed, counts)
             write_json(str(folder / WORLD_NAME), wanted)
@@ -266,7 +269,7 @@ def _draw_of(world: World, seed: int, counts: dict[tuple[str, str], int]) -> dic
 
 def _out_folder(out: str | Path) -> Path:
     """Where shards go: a new or empty folder, or one that already holds shards of ours."""
-    folder = Path(out).resolve()
+    folder = new_folder(out)
     check_out_folder(str(folder), content(folder))
     return folder
 

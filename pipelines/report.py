@@ -22,7 +22,7 @@ import yaml
 from markupsafe import Markup
 
 from pipelines import cli, tracking
-from pipelines.files import write_text
+from pipelines.files import local_path, new_folder, write_text
 from pipelines.reporting import (
     answer,
     evaluation,
@@ -34,6 +34,7 @@ from pipelines.reporting import (
 )
 from pipelines.reporting.samples import FOLDER, save_samples
 from pipelines.reporting.sections import Section
+from uml_core.addresses import redacted
 from uml_core.errors import UserError
 
 __all__ = ["add_arguments", "run", "save_samples", "write_report"]
@@ -49,12 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the report; returns the exit code."""
-    folder = Path(args.run_folder)
+    folder = local_path(args.run_folder, "RUN")
+    to = new_folder(args.out) if args.out else None
     parts = _Inputs(folder)
     if args.dry_run:
-        print(f"would write {Path(args.out or folder) / NAME} from {', '.join(parts.names)}")
+        print(f"would write {(to or folder) / NAME} from {', '.join(parts.names)}")
         return 0
-    path = write_report(folder, Path(args.out) if args.out else None)
+    path = write_report(folder, to)
     tracking.deliver_waiting(folder)
     if args.json:
         print(json.dumps({"report": str(path)}))
@@ -73,7 +75,7 @@ def write_report(out: Path, to: Path | None = None) -> Path:
     folder = Path(to or out)
     folder.mkdir(parents=True, exist_ok=True)
     path = (folder / NAME).resolve()
-    write_text(path, page)
+    write_text(path, redacted(page))
     return path
 
 

@@ -31,6 +31,7 @@ from pipelines.reporting.mlflow_store import (
     read_state,
     resolve_uri,
 )
+from uml_core.addresses import redacted, redacted_tree
 
 SPOOL = "tracking-spool.jsonl"
 
@@ -242,6 +243,8 @@ class Tracker:
         if key not in self._started:
             raise ValueError(f"run {key!r} was not started")
         before = self._spool.trouble
+        if kind not in ("artifact", "register"):  # their paths are opened later
+            content = redacted_tree(content)
         self._spool.append({"kind": kind, "run": key, "time": _now(), **content})
         if before is None and self._spool.trouble is not None:
             self._say(f"Tracking events are kept in memory only: {self._spool.trouble}.")
@@ -294,7 +297,7 @@ class Tracker:
         if not self._told_down:
             self._told_down = True
             store = self._store
-            reason = _short(error).replace(store.uri, store.state["uri"])
+            reason = _short(error)
             self._say(
                 f"MLflow at {store.state['uri']} does not take events ({reason}). The work goes "
                 f"on; they wait in {self._spool.path} and are delivered when it is back."
@@ -317,5 +320,5 @@ def _legal(name: str) -> str:
 
 
 def _short(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = redacted(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:197]}..."

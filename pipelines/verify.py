@@ -47,6 +47,7 @@ from pipelines.streams.index import (
 )
 from pipelines.streams.layout import UNSPLIT
 from pipelines.streams.shards import Index, chosen_members, expand
+from uml_core.addresses import absolute, beside, redacted, redacted_tree, within
 from uml_core.errors import RunError, UserError
 from uml_core.modalities import KINDS
 from uml_core.specs import Recipe
@@ -165,7 +166,7 @@ def _parts(args: argparse.Namespace, findings: Findings) -> tuple[list[Part], st
 def _recipe_parts(recipe: Recipe) -> list[Part]:
     assert recipe.data_root is not None  # `load` refuses a recipe without one
     if recipe.world is not None:
-        ensure_world(recipe.world, Path(recipe.data_root))
+        ensure_world(recipe.world, recipe.data_root)
     parts, problems = [], []
     for name, spec in recipe.modalities.items():
         for split in layout.SPLITS:
@@ -183,10 +184,11 @@ def _recipe_parts(recipe: Recipe) -> list[Part]:
 
 
 def _urls(source: str, findings: Findings) -> list[str]:
-    one = source.partition("?")[0].lower().endswith(".tar")
-    if one or not (storage.is_remote(source) or os.path.isdir(source)):
+    place = absolute(source)
+    one = storage.name_of(place).lower().endswith(".tar")
+    if one or not (storage.is_remote(place) or os.path.isdir(place)):
         return expand(source)
-    shelf = holdings.shards_in(source)
+    shelf = holdings.shards_in(place)
     for path, cause in shelf.problems:
         findings.add(path, None, cause)
     findings.warnings += shelf.notes
@@ -221,7 +223,7 @@ def _why_no_kind(url: str) -> str:
 
 def _index_entries(url: str) -> dict[str, Any]:
     """Entries of the index.json beside a shard, by file name; empty without one."""
-    found = read_json(f"{storage.folder_of(url)}/{INDEX_NAME}", MAX_INDEX_BYTES)
+    found = read_json(beside(url, INDEX_NAME), MAX_INDEX_BYTES)
     shards = found.get("shards") if isinstance(found, dict) else None
     return shards if isinstance(shards, dict) else {}
 
@@ -328,7 +330,7 @@ def _collect(parts: Sequence[Part], results: Sequence[Job], findings: Findings) 
 
 def _classes_beside(url: str, findings: Findings) -> tuple[str, ...] | None:
     """The names in classes.json beside a shard; what is wrong with it becomes a problem."""
-    path = f"{storage.folder_of(url)}/{CLASSES_NAME}"
+    path = beside(url, CLASSES_NAME)
     try:
         storage.stat(path)
     except (OSError, RunError):
@@ -389,7 +391,7 @@ def _check_index(groups: holdings.Groups, findings: Findings) -> None:
     """index.json, where there is one, against what the tars hold."""
     shards = [shard for s in groups.values() for index in s.values() for shard in index.shards]
     for folder in dict.fromkeys(storage.folder_of(shard.url) for shard in shards):
-        entries = _index_entries(f"{folder}/-")
+        entries = _index_entries(within(folder, "-"))
         inside = [shard for shard in shards if storage.folder_of(shard.url) == folder]
         if not entries:
             continue
@@ -402,7 +404,7 @@ def _check_index(groups: holdings.Groups, findings: Findings) -> None:
                     findings.add(shard.url, None, f"index.json: {cause}")
         for name in sorted(entries):
             if not storage.is_remote(folder) and not os.path.exists(f"{folder}/{name}"):
-                findings.add(f"{folder}/{name}", None, "listed in index.json, but missing")
+                findings.add(within(folder, name), None, "listed in index.json, but missing")
 
 
 def _check_leaks(
@@ -444,8 +446,7 @@ def _write(out: Path, findings: Findings) -> None:
         "warnings": findings.warnings,
         **findings.report,
     }
-    text = json.dumps(content, indent=1)
-    write_text(out / "verify.json", text + "\n")
+    write_text(out / "verify.json", json.dumps(redacted_tree(content), indent=1) + "\n")
 
 
 def _print(
@@ -454,8 +455,7 @@ def _print(
     if args.json:
         print((out / "verify.json").read_text(encoding="utf-8"), end="")
         return
-    screen = terminal.console()
-    screen.print(holdings.summary(groups))
+    (screen := terminal.console()).print(holdings.summary(groups))
     if findings.problems:
         count = len(findings.problems)
         screen.print(Text(f"\n{count} problem{'s' * (count != 1)}", style="bold red"))
@@ -464,7 +464,7 @@ def _print(
         if len(causes) > SHOWN:
             screen.print(f"... and {len(causes) - SHOWN} more causes in verify.json")
     for warning in findings.warnings:
-        screen.print(f"Note: {warning}", soft_wrap=True)
+        screen.print(f"Note: {redacted(warning)}", soft_wrap=True)
     if not findings.problems:
         screen.print(Text("\nNo problem found.", style="bold green"))
     screen.print(f"Details: {holdings.shown_path(out / 'verify.json')}", soft_wrap=True)
@@ -492,7 +492,7 @@ def _table(causes: Sequence[tuple[Found, int]]) -> Table:
     for (where, key, cause, _), count in causes:
         name = os.path.basename(where) if os.path.isabs(where) else storage.name_of(where)
         row = [name if "/" in where else where, key or "-", cause]
-        table.add_row(*([str(count)] if repeated else []), *row)
+        table.add_row(*([str(count)] if repeated else []), *map(redacted, row))
     return table
 
 

@@ -7,17 +7,29 @@ import itertools
 import re
 from collections.abc import Iterable
 
+from uml_core.addresses import redacted
+
 
 class UserError(ValueError):
-    """The user's input is wrong. Holds every problem found, not only the first; exit code 2."""
+    """The user's input is wrong. Holds every problem found, not only the first; exit code 2.
+
+    Urls in it lose their secrets (`addresses.redacted`).
+    """
 
     def __init__(self, problems: str | Iterable[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        listed = [problems] if isinstance(problems, str) else list(problems)
+        self.problems = [redacted(problem) for problem in listed]
         super().__init__("\n".join(self.problems))
 
 
 class RunError(RuntimeError):
-    """A run that started could not finish; the message says what was lost. Exit code 1."""
+    """A run that started could not finish; the message says what was lost. Exit code 1.
+
+    Urls in it lose their secrets.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redacted(message))
 
 
 class BadSample(ValueError):  # noqa: N818 - it names the sample, as in "quarantine a bad sample"

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os.path
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from uml_core import addresses
 from uml_core.checks import check
 from uml_core.errors import UserError, near
 from uml_core.language_trunk import adopt
@@ -176,6 +176,5 @@ _TEST_PATH = re.compile(r"tests\.[^.]+\.(files|labels)")
 def _absolute(path: Any, base: Path) -> Any:
     if isinstance(path, list):
         return [_absolute(one, base) for one in path]
-    if not isinstance(path, str) or "://" in path:  # null and URIs stay; types are checked later
-        return path
-    return os.path.abspath(base / os.path.expanduser(path))
+    # null stays; types are checked later
+    return addresses.absolute(path, base) if isinstance(path, str) else path

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from uml_core.addresses import redacted_tree
 from uml_core.modalities import KINDS, Modality
 from uml_core.schedule import Ratio, Schedule, Warmup
 
@@ -293,9 +294,14 @@ class Recipe:
             spec.update(spec.pop("options"))
         return _plain(out)
 
-    def to_yaml(self) -> str:
-        """The resolved recipe as a YAML file that `load` takes again."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+    def to_yaml(self, *, secrets: bool = False) -> str:
+        """The resolved recipe as a YAML file that `load` takes again.
+
+        secrets  whether urls keep their user names, passwords and queries: only for a file that
+                 the same job reads and removes. Without them such urls have to be given again.
+        """
+        plain = self.to_dict() if secrets else redacted_tree(self.to_dict())
+        return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
 def as_ratio(value: float | Sequence[Sequence[float]] | str) -> Ratio:

@@ -6,15 +6,17 @@ has is skipped; so an event may be delivered twice. ``<out>/tracking.json`` keep
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-from pipelines.files import write_text
+from pipelines.files import cache_folder, write_text
+from uml_core.addresses import HIDDEN, absolute, is_url, redacted
 
 PARENT = ""  # the key of the parent run; children have any other key
 STATE = "tracking.json"
@@ -29,7 +31,9 @@ _ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ALLOW_FILE_STORE": "true",  # a folder that the shell names is still written to
 }
+_NO_PATHS = ("databricks", "uc:")  # stores that are named by a word
 # Answers that will be the same next time; everything else (network, locks, 5xx) is retried.
 _REFUSALS = {
     "INVALID_PARAMETER_VALUE",
@@ -40,10 +44,15 @@ _REFUSALS = {
 
 
 def prepare_mlflow() -> None:
-    """Sets what MLflow reads from the environment, where the user did not, and imports it."""
+    """Sets what MLflow reads from the environment, where the user did not, and imports it.
+
+    Variables of other work can make the import fail: then nothing is delivered, and it is told
+    like a store that does not answer.
+    """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    import mlflow  # noqa: F401  in the caller's thread: first imports are not for two threads
+    with contextlib.suppress(Exception):  # in the caller's thread: first imports are not for two
+        import mlflow  # noqa: F401
 
 
 def runs_root(out: Path) -> Path:
@@ -56,15 +65,31 @@ def resolve_uri(out: Path, tracking_uri: str | None = None) -> str:
     """The store of `out`: given, or MLFLOW_TRACKING_URI, or as last time, or SQLite in runs."""
     last = read_state(out).get("uri")
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or last
-    uri = uri or f"sqlite:///{runs_root(out) / 'mlflow.db'}"
+    if not uri:
+        return _sqlite(runs_root(out) / "mlflow.db")
     if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        uri = f"sqlite:///{Path(uri.removeprefix('sqlite:///')).resolve()}"
+        return _sqlite(Path(uri.removeprefix("sqlite:///")).resolve())
+    if uri.startswith("file:") or not (is_url(uri) or uri.startswith(_NO_PATHS)):
+        return Path(absolute(uri)).as_uri()
     return uri
 
 
-def _without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in uri else uri
+def _sqlite(path: Path) -> str:
+    """The url of a database. No such url can name a folder with ? in it, but a link to one."""
+    if "?" in str(path):
+        mark = hashlib.sha256(os.fsencode(path.parent)).hexdigest()[:12]
+        link = Path(cache_folder("stores"), mark)
+        with contextlib.suppress(OSError):  # then nothing can be opened there, which is told
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(path.parent, target_is_directory=True)
+        path = link / path.name
+    return f"sqlite:///{path}"
+
+
+def _without_secrets(uri: str) -> str:
+    """What of a store's address is kept; the rest comes from the environment again."""
+    return redacted(uri).replace(f"{HIDDEN}@", "").removesuffix(f"?{HIDDEN}")
 
 
 def read_state(out: Path) -> dict[str, Any]:
@@ -86,7 +111,7 @@ class Store:
     def __init__(self, out: Path, experiment: str, uri: str) -> None:
         self.out, self.experiment, self.uri = out, experiment, uri
         self.state = read_state(out)
-        shown = _without_password(uri)
+        shown = _without_secrets(uri)
         if self.state.get("uri") != shown:  # another store knows nothing of the old run ids
             self.state |= {"uri": shown, "runs": {}}
         self.state.setdefault("id", uuid.uuid4().hex)
@@ -204,9 +229,11 @@ class Store:
         there = self._client.get_run(run_id).data.params if params else {}
         new = [Param(name, value) for name, value in params.items() if name not in there]
         for start in range(0, len(new), MAX_PARAMS):
-            self._client.log_batch(run_id, params=new[start : start + MAX_PARAMS])
+            self._client.log_batch(run_id, params=new[start : start + MAX_PARAMS], synchronous=True)
         if tags:
-            self._client.log_batch(run_id, tags=[RunTag(k, v) for k, v in tags.items()])
+            self._client.log_batch(
+                run_id, tags=[RunTag(k, v) for k, v in tags.items()], synchronous=True
+            )
 
     def _artifact(self, run_id: str, path: Path, folder: str | None) -> None:
         if not path.exists():
@@ -247,7 +274,9 @@ class Store:
                 self._steps[run_id, name].add(step)
                 new.append(Metric(name, value, when, step))
         for start in range(0, len(new), MAX_METRICS):
-            self._client.log_batch(run_id, metrics=new[start : start + MAX_METRICS])
+            self._client.log_batch(
+                run_id, metrics=new[start : start + MAX_METRICS], synchronous=True
+            )
 
 
 def is_refusal(error: Exception) -> bool:

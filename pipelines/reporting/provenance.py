@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
 
+from uml_core.addresses import redacted
+
 PACKAGES = (
     "unpaired-multimodal-learner",
     "torch",
@@ -143,7 +145,7 @@ def environment(
         "versions": versions(),
         "git": git_state(),
         "host": host(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": redacted(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "placement": dict(placement),
         "data": {name: dict(facts) for name, facts in data.items()},
         "dataset_sha256": dataset_hash(data),

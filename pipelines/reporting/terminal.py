@@ -2,7 +2,8 @@
 
 Answers go to stdout; everything else goes to stderr, so that ``--json`` stays readable by
 programs. Without a terminal there is neither colour nor a moving bar. Errors and notes come at
-once: sentences and statistics of an answer are imported where there is an answer.
+once: sentences and statistics of an answer are imported where there is an answer. Urls are shown
+without their secrets.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from uml_core.addresses import redacted
+
 if TYPE_CHECKING:
     from pipelines.reporting import answer
 
@@ -44,7 +47,7 @@ def console(stream: TextIO | None = None) -> Console:
 
 def note(text: str) -> None:
     """One line for the person who watches, on stderr; paths and urls in it are never broken."""
-    console(sys.stderr).print(Text(text, style="dim"), soft_wrap=True)
+    console(sys.stderr).print(Text(redacted(text), style="dim"), soft_wrap=True)
 
 
 def print_errors(problems: Sequence[str]) -> None:
@@ -54,7 +57,7 @@ def print_errors(problems: Sequence[str]) -> None:
     out.print(Text(f"{title}; nothing was written:", style="bold red"))
     for problem in problems:
         # soft_wrap: a path that is broken over two lines cannot be copied
-        out.print(Text(f"  - {problem}"), soft_wrap=True)
+        out.print(Text(f"  - {redacted(problem)}"), soft_wrap=True)
 
 
 def table(
@@ -165,7 +168,7 @@ def print_paths(paths: dict[str, Path | str], stream: TextIO | None = None) -> N
     out = console(stream)
     width = max(map(len, paths), default=0)
     for name, path in paths.items():
-        out.print(Text(f"{name:<{width}}  {path}"), soft_wrap=True)
+        out.print(Text(f"{name:<{width}}  {redacted(str(path))}"), soft_wrap=True)
 
 
 class Progress:
@@ -219,7 +222,7 @@ class Progress:
     def say(self, text: str) -> None:
         """A line that stays above the bar."""
         out = self._bar.console if self._bar is not None else self._out
-        out.print(Text(text), soft_wrap=True)
+        out.print(Text(redacted(text)), soft_wrap=True)
 
     def __exit__(
         self,
@@ -243,7 +246,7 @@ class Progress:
             parts.append(f"about {clock(left)} left")
         if self._note:
             parts.append(self._note)
-        self._out.print(Text(", ".join(parts)), soft_wrap=True)
+        self._out.print(Text(redacted(", ".join(parts))), soft_wrap=True)
 
 
 def clock(seconds: float) -> str:

@@ -21,6 +21,7 @@ from pipelines.reporting.terminal import Progress
 from pipelines.running.runtime import ray_session
 from pipelines.streams import access
 from pipelines.streams.quarantine import Quarantine
+from uml_core.addresses import redacted_tree
 from uml_core.errors import RunError, UserError
 
 PROCESS_BYTES = 1 << 30  # of an actor beside its model
@@ -101,7 +102,8 @@ def run_parts(
                     # What the journal calls done is never looked at again: its bad samples first.
                     for url, key, error in report["bad"]:
                         quarantine.bad(url, key, error)
-                    append_line(journal, json.dumps({"number": number, **report}))
+                    shown = report | {"bad": redacted_tree(report["bad"])}
+                    append_line(journal, json.dumps({"number": number, **shown}))
                     done[number] = report
                     progress.advance(report["samples"] + len(report["bad"]))
     return [done[part.number] for part in parts]

@@ -16,6 +16,7 @@ from pipelines.running.class_means import class_means, first_of_class
 from pipelines.sources import guards
 from pipelines.streams import quarantine
 from pipelines.streams.shards import Index, load_index, read_rows, subset, write_subset
+from uml_core.addresses import redacted_tree
 from uml_core.arms import head_source
 from uml_core.checks import warmup_problems
 from uml_core.errors import UserError
@@ -79,7 +80,7 @@ def open_data(recipe: Recipe) -> Data:
     if recipe.world is not None:
         from pipelines.prepare import ensure_world
 
-        ensure_world(recipe.world, Path(recipe.data_root))
+        ensure_world(recipe.world, recipe.data_root)
     problems: list[str] = []
     splits: dict[str, dict[str, Index]] = {"train": {}, "val": {}, "test": {}}
     for name in recipe.active:
@@ -450,5 +451,5 @@ def sample_inputs(recipe: Recipe, data: Data) -> dict[str, list[tuple[bytes, str
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a result file, whole or not at all."""
-    write_text(path, json.dumps(content, indent=1))
+    """Writes a result file, whole or not at all; urls in it without their secrets."""
+    write_text(path, json.dumps(redacted_tree(content), indent=1))

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from pipelines.files import local_path
 from pipelines.running.cohort import ARMS
 from pipelines.running.data import analysed
 from uml_core import recipe as recipes
@@ -53,7 +54,7 @@ def open_finished(folder: str | Path, overrides: Sequence[str] = ()) -> Finished
     `overrides` change fields of the recipe it was made with. Of a comparison the chosen UML fit of
     the first seed at the most shots is the model. Raises UserError where something is missing.
     """
-    folder = Path(folder).resolve()
+    folder = local_path(folder, "RUN")
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the --out folder of a finished run")
     if folder.name == "checkpoint" and (folder.parent / "metrics.json").is_file():

@@ -19,6 +19,7 @@ from pipelines.reporting import provenance
 from pipelines.running.data import Data, record_left_out, write_json
 from pipelines.running.lock import alone
 from uml_core import recipe as recipes
+from uml_core.addresses import redacted_tree
 from uml_core.errors import UserError
 from uml_core.specs import Recipe
 
@@ -120,7 +121,7 @@ def kept(folder: Path, request: Mapping[str, Any]) -> None:
     request: arguments, and hashes of what they name. Raises UserError where the folder holds a job
     that was asked for something else.
     """
-    path = folder / REQUEST
+    path, request = folder / REQUEST, redacted_tree(request)
     if path.is_file():
         _refuse(folder, differences(_json(path), request))
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,7 +183,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _recipe_differences(before: dict[str, Any], recipe: Recipe, free: Sequence[str]) -> list[str]:
-    now = recipe.to_dict()
+    now = redacted_tree(recipe.to_dict())  # as it was written down
     problems = []
     names, old_names = sorted(now["modalities"]), sorted(before["modalities"])
     if names != old_names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import platform
 import resource
@@ -10,6 +11,7 @@ import shutil
 import sqlite3
 import tempfile
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from packaging.requirements import Requirement
 from pipelines.reporting.mlflow_store import resolve_uri
 from pipelines.reporting.provenance import memory_bytes
 from pipelines.running.need import EVALUATION_BYTES, KEPT, Need
+from uml_core.addresses import redacted
 
 OURS = "unpaired-multimodal-learner"
 RAY_TEMP = "/tmp"  # local Rays live in a folder of their own in it
@@ -235,7 +238,7 @@ def existing(path: Path) -> Path:
 def tracking(out: Path) -> Finding:
     """The MLflow store: a server answers, or the database can be written."""
     uri = resolve_uri(out)
-    shown = uri.rpartition("@")[2]
+    shown = redacted(uri)
     if uri.startswith("http"):
         trouble = _server_trouble(uri)
         fix = f"start it, or unset MLFLOW_TRACKING_URI ({shown}); the run goes on without"
@@ -251,11 +254,13 @@ def tracking(out: Path) -> Finding:
 
 
 def _server_trouble(uri: str) -> str:
+    parts = urllib.parse.urlsplit(uri)
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # urllib takes no user
     try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=TRACKING_SECONDS).close()
+        urllib.request.urlopen(f"{bare.rstrip('/')}/health", timeout=TRACKING_SECONDS).close()
     except urllib.error.HTTPError as error:
         return "" if error.code < 500 else f"it answers with {error.code}"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return f"it does not answer ({getattr(error, 'reason', error)})"
     return ""
 

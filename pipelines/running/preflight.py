@@ -7,13 +7,13 @@ A job is refused only where it would hang or lose data; anything else is told an
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipelines.reporting import terminal
 from pipelines.running import cluster_checks, machine
+from pipelines.running.cluster import address
 from pipelines.running.cluster_checks import Cluster
 from pipelines.running.data import Data
 from pipelines.running.machine import Finding
@@ -71,7 +71,7 @@ def cluster_for(need: Need, out: Path) -> Iterator[Cluster]:
     """The Ray that the job will use; one that is running is connected to, none is started."""
     import ray
 
-    if not ray.is_initialized() and not os.environ.get("RAY_ADDRESS"):
+    if not ray.is_initialized() and address() is None:
         yield cluster_checks.private_cluster(need)
         return
     with ray_session():

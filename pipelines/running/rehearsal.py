@@ -53,8 +53,10 @@ def rehearse(recipe: Recipe, step: float, validation: float, out: Path) -> Rehea
     folder = out / "rehearsal"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(short.to_yaml(), encoding="utf-8")
-    command = [sys.executable, "-m", "pipelines.train", str(folder / "recipe.yaml")]
+    path = folder / "recipe.yaml"
+    path.touch(mode=0o600)
+    path.write_text(short.to_yaml(secrets=True), encoding="utf-8")
+    command = [sys.executable, "-m", "pipelines.train", str(path)]
     env = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     began = time.monotonic()
     try:

@@ -12,13 +12,25 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-# Read by Ray at import: the bars would fight with ours, and usage statistics need a network.
-os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-# A job's actors and first tasks start together; Ray warns when they are four times the cores.
-os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(8, os.cpu_count() or 1)))
+from pipelines.running import cluster
+from pipelines.streams.network import spare_loopback
+from uml_core.errors import RunError
 
+# Read by Ray at import: the bars would fight with ours, and usage statistics need a network.
+# A job's actors and first tasks start together; Ray warns when they are four times the cores.
+_DEFAULTS = {
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_maximum_startup_concurrency": str(max(8, os.cpu_count() or 1)),
+}
+_OWN = [name for name in _DEFAULTS if name not in os.environ]
+for _name in _OWN:
+    os.environ[_name] = _DEFAULTS[_name]
+# The first version of Train, which a shell may still ask for, takes no elastic groups.
+os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
+
+_INNER = {"RAY_TRAIN_V2_ENABLED", "RAY_TMPDIR", "RAY_AIR_NEW_OUTPUT"}  # set by this package
 _FOLDER, _OWNER = "uml-ray-", "owner"
 _private = False  # whether this process has started the Ray that it uses
 TRAINER_CPUS = 0.25  # logical: the operating system shares the real cores; see `local_cpus`
@@ -43,6 +55,8 @@ def ray_session(
     Uses the running connection, else the cluster of RAY_ADDRESS (a submitted job has it), else
     starts a local Ray in a private temporary folder: clusters that share one can end each
     other's placement groups. `object_store_bytes` is for that one; None: Ray's default.
+
+    Raises UserError where RAY_ADDRESS names no Ray, RunError where Ray does not start.
     """
     import ray
 
@@ -50,8 +64,10 @@ def ray_session(
     if ray.is_initialized():
         yield
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=_ray_logs(), logging_level=logging.ERROR)
+    if address := cluster.address():
+        cluster.check(address)
+        with _starting():
+            ray.init(address, log_to_driver=_ray_logs(), logging_level=logging.ERROR)
         try:
             yield
         finally:
@@ -59,7 +75,8 @@ def ray_session(
         return
     with _private_folder() as folder:
         try:
-            with _environment("RAY_TMPDIR", folder):
+            spare_loopback()
+            with _starting(), _environment("RAY_TMPDIR", folder), _loopback():
                 ray.init(
                     address="local",
                     num_cpus=local_cpus(workers, streams),
@@ -88,6 +105,38 @@ def is_private() -> bool:
 def _ray_logs() -> bool:
     """Whether what Ray's workers print goes to the terminal: progress and advice are ours."""
     return bool(os.environ.get("UML_RAY_LOGS"))
+
+
+@contextlib.contextmanager
+def _starting() -> Iterator[None]:
+    """Turns whatever keeps Ray from starting into one sentence. Ray may also leave the process."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        names = sorted(n for n in os.environ.keys() - {*_OWN, *_INNER} if n.startswith("RAY_"))
+        given = f" Set in this shell: {', '.join(names)}; try without them." if names else ""
+        raise RunError(
+            f"Ray does not start ({type(error).__name__}: {lines[0][:300]}).{given} `uml doctor` "
+            "looks at this machine, UML_RAY_LOGS=1 shows what Ray says"
+        ) from error
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """A Ray that starts in the block listens on 127.0.0.1 alone, where no other machine is.
+
+    Ray does so by itself on macOS and Windows; elsewhere it puts the node's address in the place
+    of 127.0.0.1, and its processes then listen on all addresses.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from pipelines.sources.guards import check_labels, content_overlap, unnamed_clas
 from pipelines.streams import storage
 from pipelines.streams.scan import MAX_JSON_BYTES
 from pipelines.streams.shards import Index, Sample, load_index, subset, write_shards
+from uml_core import addresses
 from uml_core.analysis.bootstrap import subsample
 from uml_core.errors import UserError
 from uml_core.shift import LabelMap, label_map
@@ -261,7 +261,7 @@ def _shift(recipe: Recipe, data: Data, spec: ShiftSpec) -> Shift:
         raise UserError(problems)
     mapping = None
     if spec.labels is not None:
-        mapping = _read_map(_place(spec.labels, recipe.data_root))
+        mapping = _read_map(addresses.absolute(spec.labels, recipe.data_root))
     overlap = content_overlap([data.train[target]], index)
     return Shift(index, label_map(names, data.classes, mapping), overlap["share"])
 
@@ -274,10 +274,6 @@ def _numbers(index: Index, known: int) -> tuple[str, ...]:
     if problems and top > max(known, count):
         raise UserError(problems)
     return tuple(str(k) for k in range(top))
-
-
-def _place(path: str, root: str) -> str:
-    return path if os.path.isabs(path) or "://" in path else f"{root}/{path}"
 
 
 def _read_map(url: str) -> Mapping[str, str | None]:

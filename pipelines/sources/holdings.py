@@ -16,6 +16,7 @@ from pipelines.streams import foreign, layout, storage
 from pipelines.streams.index import Shard
 from pipelines.streams.layout import SPLITS, UNSPLIT
 from pipelines.streams.shards import Index
+from uml_core.addresses import problem_of
 from uml_core.errors import UserError
 
 DEPTH = 4  # folders below the one given in which shards are looked for
@@ -42,6 +43,8 @@ def shards_in(source: str) -> Shelf:
     Those in the folder itself and in folders below it whose names tell a split; where it has none
     of its own, those in all folders below. Raises UserError where there is nothing.
     """
+    if problem := problem_of(source):
+        raise UserError(problem)
     if storage.is_remote(source):
         shelf = Shelf(storage.tars_below(source.rstrip("/")))
         top = [url for url in shelf.urls if storage.folder_of(url) == source.rstrip("/")]

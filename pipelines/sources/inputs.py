@@ -18,11 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.files import local_path
 from pipelines.sources import cells
 from pipelines.sources.reading import COLUMNS, Reading, read_source, suffix_of
 from pipelines.streams import layout
 from pipelines.streams.assemble import CUT_OFF
 from pipelines.streams.shards import Index, load_index, read_rows
+from uml_core.addresses import name_of
 from uml_core.errors import UserError
 
 CONTENT = ("input", "bytes", "data", "content", "features", "embedding", "vector", "series")
@@ -201,8 +203,10 @@ def open_inputs(source: str, kind: str, member: str | None = None) -> Inputs:
 
     Raises UserError where nothing of the kind is there.
     """
-    path = Path(source)
-    if source.endswith(".tar") or (path.is_dir() and any(path.glob("*.tar"))):
+    if name_of(source).lower().endswith(".tar") and not Path(source).is_dir():
+        return ShardInputs(load_index(source, ".", kind, member), kind)
+    path = local_path(source, "SOURCE (shards of a url end in .tar)")
+    if path.is_dir() and any(path.glob("*.tar")):
         return ShardInputs(_shards(path, source, kind, member), kind)
     parquet = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if parquet and all(p.suffix == ".parquet" and p.is_file() for p in parquet):
@@ -217,8 +221,6 @@ def open_inputs(source: str, kind: str, member: str | None = None) -> Inputs:
 
 
 def _shards(path: Path, source: str, kind: str, member: str | None) -> Index:
-    if not path.is_dir():
-        return load_index(source, ".", kind, member)
     paths = [str(p.absolute()) for p in sorted(path.glob("*.tar"))]
     by_modality: dict[str, list[str]] = {}
     for (modality, _), urls in layout.arrange(paths, lambda _: kind).groups.items():

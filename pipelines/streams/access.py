@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from uml_core.errors import RunError
+
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")  # of one identity
 PLACES = (
     "AWS_ENDPOINT_URL",
@@ -19,6 +21,12 @@ PLACES = (
     "AWS_DEFAULT_REGION",
     "AWS_EC2_METADATA_DISABLED",
 )
+
+
+class NotAllowedError(RunError):
+    """A store answers that this may not be read."""
+
+
 _adopted: set[str] = set()  # what this process has from a driver, not from its node
 
 

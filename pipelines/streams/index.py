@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from pipelines.files import replaced
+from pipelines.files import cache_folder, replaced
 from pipelines.streams import storage
 from pipelines.streams.labels import MAX_LABEL
 from pipelines.streams.scan import (
@@ -29,7 +29,8 @@ from pipelines.streams.scan import (
     Problem,
     scan_tar,
 )
-from pipelines.streams.trust import Trust, cache_folder, settled, written
+from pipelines.streams.trust import Trust, settled, written
+from uml_core.addresses import within
 from uml_core.errors import RunError, UserError
 
 VERSION = 1
@@ -202,7 +203,7 @@ def _multiplies(shard: Shard) -> bool:
 def read_json(url: str, limit: int) -> Any:
     """Parsed JSON, or None where the file is missing, too large or not JSON."""
     try:
-        return json.loads(storage.read_all(url, limit))
+        return json.loads(storage.read_beside(url, limit) or b"")
     except (OSError, UserError, RunError, ValueError, RecursionError):
         return None
 
@@ -217,7 +218,7 @@ def load_shards(urls: Sequence[str], kind: str, member: tuple[str, ...] = ()) ->
     folders: dict[str, Any] = {}
     trust = {}
     for folder in dict.fromkeys(storage.folder_of(url) for url in urls):
-        found = read_json(f"{folder}/{INDEX_NAME}", MAX_INDEX_BYTES)
+        found = read_json(within(folder, INDEX_NAME), MAX_INDEX_BYTES)
         good = isinstance(found, dict) and found.get("version") == VERSION
         shards = found.get("shards") if good else None
         folders[folder] = shards if isinstance(shards, dict) else {}
@@ -305,7 +306,7 @@ def write_json(path: str, content: Any) -> None:
 
 def names_beside(folder: str) -> tuple[str, ...] | None:
     """The names in the folder's classes.json; None where there is no list of names."""
-    names = read_json(f"{folder}/{CLASSES_NAME}", MAX_JSON_BYTES)
+    names = read_json(within(folder, CLASSES_NAME), MAX_JSON_BYTES)
     good = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return tuple(names) if good else None
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pipelines.files import append_line
+from uml_core.addresses import redacted
 from uml_core.errors import RunError
 
 FILE = "quarantine.jsonl"  # in a job's folder
@@ -27,7 +29,7 @@ class Quarantine:
     """The bad samples of one set; `path` may be shared by modalities, ranks and restarts.
 
     path      a file of JSON lines {"modality", "found_in", "url", "key", "error"}, or None: kept
-              in memory
+              in memory. Urls stand in it without their secrets
     budget    below 1: the share of rows that may be bad (at least 4); from 1 on: their number
     rows      samples the set has
     found_in  STREAM or EVALUATION; `record` writes the lines of SCAN
@@ -51,7 +53,7 @@ class Quarantine:
         self.modality, self.rows, self.found_in = modality, rows, found_in
         self.limit = limit_of(budget, rows)
         self.errors: dict[tuple[str, str], str] = {}
-        self._urls = urls
+        self._urls = None if urls is None else _by_shown(urls)
         self._lock = threading.Lock()
         self._read_to = 0
         self._load()
@@ -107,8 +109,9 @@ class Quarantine:
         self._read_to += len(whole)
         for line in _lines(whole):
             mine = (line["modality"], line["found_in"]) == (self.modality, self.found_in)
-            if mine and (self._urls is None or line["url"] in self._urls):
-                self.errors[line["url"], line["key"]] = line["error"]
+            url = line["url"] if self._urls is None else self._urls.get(line["url"])
+            if mine and url is not None:
+                self.errors[url, line["key"]] = line["error"]
 
 
 def record(path: Path, modality: str, found: Iterable[tuple[str, str | None, str]]) -> None:
@@ -137,7 +140,15 @@ _FIELDS = ("modality", "found_in", "url", "key", "error")
 
 
 def _line(*values: str | None) -> dict[str, str | None]:
-    return dict(zip(_FIELDS, values, strict=True))
+    shown = [value and redacted(value) for value in values]
+    return dict(zip(_FIELDS, shown, strict=True))
+
+
+def _by_shown(urls: Collection[str]) -> dict[str, str]:
+    """How a url is shown -> the url. Those that look alike are left out: what is known of them is
+    found again."""
+    count = Counter(map(redacted, urls))
+    return {shown: url for url in urls if count[shown := redacted(url)] == 1}
 
 
 def _lines(data: bytes) -> Iterator[dict[str, Any]]:

@@ -34,6 +34,7 @@ from pipelines.streams.index import (
 from pipelines.streams.scan import MAX_JSON_BYTES, MAX_MEMBER_BYTES, Problem
 from pipelines.streams.slow import noted
 from pipelines.streams.storage import expand
+from uml_core.addresses import within
 from uml_core.errors import RunError, UserError
 
 __all__ = [
@@ -249,7 +250,7 @@ def load_index(
     folders = dict.fromkeys(storage.folder_of(url) for url in urls)
     lists = {folder: names for folder in folders if (names := _read_classes(folder))}
     if len(set(lists.values())) > 1:
-        problems.append("class lists differ: " + ", ".join(f"{f}/{CLASSES_NAME}" for f in lists))
+        problems.append("class lists differ: " + ", ".join(within(f, CLASSES_NAME) for f in lists))
     if problems:
         raise UserError(problems)
     return Index(tuple(shards), next(iter(lists.values()), None))
@@ -424,11 +425,11 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 def _read_classes(folder: str) -> tuple[str, ...] | None:
     """The class names beside the shards. Raises UserError when the file is not a list of names."""
-    url = f"{folder}/{CLASSES_NAME}"
+    url = within(folder, CLASSES_NAME)
     try:
-        names = json.loads(storage.read_all(url, MAX_JSON_BYTES))
-    except FileNotFoundError:
-        return None
+        if (found := storage.read_beside(url, MAX_JSON_BYTES)) is None:
+            return None
+        names = json.loads(found)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{url} is not a JSON list of names: {error}") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

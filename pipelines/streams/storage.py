@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import glob
 import io
-import math
 import os
 import random
-import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,16 +22,16 @@ from functools import lru_cache
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
-from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 from numpy.typing import ArrayLike
 
-from pipelines.streams import access, foreign
+from pipelines.streams import access, foreign, network
+from pipelines.streams.braces import names_in_braces
+from uml_core import addresses
+from uml_core.addresses import folder_of, is_remote, name_of
 from uml_core.errors import RunError, UserError, near
 
-REMOTE = re.compile(r"^(s3|gs|https?)://")
 ATTEMPTS = 6  # pauses of 0.2, 0.4 ... 3.2 s: half a minute with the time-outs of the attempts
 STREAM_BLOCK = 8 << 20
-MAX_SHARDS = 100_000  # that one pattern may name
 SPAN_BYTES = 8 << 20  # neighbouring ranges are read as one up to this size ...
 REMOTE_GAP, LOCAL_GAP = 256 << 10, 4 << 10  # ... if the unwanted bytes between them are few
 REQUESTS = 8  # remote requests in flight per call
@@ -58,20 +56,6 @@ class Stat:
     changed: float | None = None
 
 
-def is_remote(url: str) -> bool:
-    return REMOTE.match(url) is not None
-
-
-def folder_of(url: str) -> str:
-    """The folder (or url prefix) in which `url` lies, without the final slash."""
-    return url.rpartition("/")[0] if is_remote(url) else os.path.dirname(url)
-
-
-def name_of(url: str) -> str:
-    """The last component of `url`."""
-    return url.partition("?")[0].rpartition("/")[2] if is_remote(url) else os.path.basename(url)
-
-
 def stat(url: str) -> Stat:
     """Size and stamp. Raises FileNotFoundError where nothing is there."""
     if not is_remote(url):
@@ -80,10 +64,12 @@ def stat(url: str) -> Stat:
         stamp = f"{found.st_mtime_ns}-{found.st_ctime_ns}"
         return Stat(found.st_size, stamp, max(found.st_mtime, found.st_ctime))
     if url.startswith("http"):
-        info = _retry(lambda: _http().info(url), url)
+        sent = addresses.on_the_wire(url)
+        info = _retry(lambda: _http().info(sent), url)
         stamp = info.get("ETag") or info.get("Last-Modified") or ""
         size = info["size"]
-        size = len(_retry(lambda: _http().cat_file(url), url)) if size is None else size
+        if size is None:
+            size = len(_retry(lambda: _http().cat_file(sent), url))
         return Stat(size, stamp, _http_time(info.get("Last-Modified")))
     system, path = _arrow(url)
     found = _retry(lambda: system.get_file_info(path), url)
@@ -114,6 +100,22 @@ def read_all(url: str, limit: int) -> bytes:
     if size > limit:
         raise UserError(f"{url} has {size} bytes; at most {limit} are read")
     return read_ranges(url, [0], [size])[0]
+
+
+def read_beside(url: str, limit: int) -> bytes | None:
+    """The whole file, None where nothing is there. For files that may lie beside shards.
+
+    A store that does not let its folders be listed answers "not allowed" for what is not there,
+    and so does one whose urls are signed one by one.
+    """
+    try:
+        return read_all(url, limit)
+    except FileNotFoundError:
+        return None
+    except access.NotAllowedError:
+        if is_remote(url):
+            return None
+        raise
 
 
 def read_ranges(url: str, offsets: ArrayLike, sizes: ArrayLike) -> list[bytes]:
@@ -198,80 +200,49 @@ def _expand_one(pattern: str, root: str) -> list[str] | UserError:
 
 
 def _all_of(pattern: str, root: str) -> list[str]:
-    literal, rest = _split(pattern.removeprefix("file://"), root)
-    names = _names_in_braces(rest, pattern) if "{" in rest else [rest]
+    literal, rest, query = _split(pattern, root)
+    names = names_in_braces(rest, pattern) if "{" in rest else [rest]
     found, missing = [], []
-    for name, hits in zip(names, _at_once(lambda name: _hits(literal, name), names), strict=True):
+    looks = _at_once(lambda name: _hits(literal, name, query), names)
+    for name, hits in zip(names, looks, strict=True):
         found += hits
         if not hits:
-            missing.append(literal + name)
+            missing.append(literal + name + query)
+    if not found and (meant := addresses.misread(pattern)):
+        raise UserError(meant)
     if missing:
         more = f" (and {len(missing) - 3} more)" if len(missing) > 3 else ""
         raise UserError([_missing(name) + more for name in missing[:3]])
     return found
 
 
-def _names_in_braces(rest: str, pattern: str) -> list[str]:
-    try:
-        count = _alternatives(rest)
-        if count <= MAX_SHARDS:
-            return list(braceexpand(rest))
-        problem = f"the braces name more than {MAX_SHARDS} files"
-    except UnbalancedBracesError:
-        problem = "the braces do not match"
-    except (ValueError, RecursionError):  # numbers of thousands of digits, deep nesting
-        problem = "the braces cannot be expanded"
-    raise UserError(f"{pattern}: {problem}")
-
-
-def _alternatives(pattern: str) -> int:
-    """How many names `braceexpand` would make; it would make them all before the first is seen."""
-    counts: list[int] = []
-
-    def product(text: str) -> int:
-        return math.prod(counts[int(number)] for number in re.findall(r"\0(\d+)\0", text))
-
-    def group(match: re.Match[str]) -> str:
-        inner = match[1]
-        numbers = re.fullmatch(r"(-?\d+)\.\.(-?\d+)(\.\.-?\d+)?", inner)
-        if numbers:
-            counts.append(abs(int(numbers[1]) - int(numbers[2])) + 1)
-        elif re.fullmatch(r"[A-Za-z]\.\.[A-Za-z](\.\.-?\d+)?", inner):
-            counts.append(52)
-        else:
-            counts.append(sum(map(product, inner.split(","))))
-        return f"\0{len(counts) - 1}\0"
-
-    text = re.sub(r"\\.", "", pattern.replace("\0", ""))  # a backslash takes a brace its meaning
-    while (done := re.sub(r"\{([^{}]*)\}", group, text)) != text:
-        text = done
-    return product(text)
-
-
-def _split(pattern: str, root: str) -> tuple[str, str]:
-    """(what is meant literally, the rest, in which braces and wildcards mean something).
+def _split(pattern: str, root: str) -> tuple[str, str, str]:
+    """(what is meant literally, the rest, in which braces and wildcards mean something, a query).
 
     A root is literal, and so is as much of a path as exists: folders may have [ ] { } in their
-    names.
+    names. Raises UserError for urls that cannot be read.
     """
-    if is_remote(pattern):
-        scheme, _, rest = pattern.partition("://")
-        host, slash, path = rest.partition("/")
-        return f"{scheme}://{host}{slash}", path
-    if is_remote(root):
-        return f"{root.rstrip('/')}/", pattern
-    path = os.path.abspath(os.path.join(os.path.expanduser(root), os.path.expanduser(pattern)))
+    place = addresses.absolute(pattern, root)
+    if problem := addresses.problem_of(place) or addresses.problem_of(pattern):
+        raise UserError(problem)
+    path, query = addresses.split_query(place)
+    if is_remote(path):
+        if addresses.is_url(pattern):
+            literal = path.find("/", path.index("://") + 3) + 1 or len(path)
+        else:
+            literal = len(addresses.split_query(addresses.within(addresses.absolute(root), ""))[0])
+        return path[:literal], path[literal:], query
     rest = ""
     while path != os.sep and not os.path.exists(path):
         path, _, name = path.rpartition(os.sep)
         rest = f"{os.sep}{name}{rest}"
         path = path or os.sep
-    return path.rstrip(os.sep), rest
+    return path.rstrip(os.sep), rest, ""
 
 
-def _hits(literal: str, name: str) -> list[str]:
+def _hits(literal: str, name: str, query: str) -> list[str]:
     """The files that `name` (after `literal`) stands for."""
-    url = literal + name
+    url = literal + name + query
     if not is_remote(url):
         if not glob.has_magic(name):
             return _existing(url)
@@ -280,7 +251,7 @@ def _hits(literal: str, name: str) -> list[str]:
             raise UserError(lost)
         return [path for path in found if os.path.isfile(path)]
     last = name_of(url)
-    if not glob.has_magic(last) or (url.startswith("http") and "?" in url):
+    if query or not glob.has_magic(last):
         return _existing(url)
     if url.startswith("http"):
         raise UserError(
@@ -389,7 +360,7 @@ def _whole_answer(
 
 
 def _http_range(url: str, offset: int, size: int) -> bytes:
-    return _http().cat_file(url, offset, offset + size)
+    return _http().cat_file(addresses.on_the_wire(url), offset, offset + size)
 
 
 def _arrow_range(url: str, offset: int, size: int) -> bytes:
@@ -411,11 +382,13 @@ def _retry(action: Callable[[], T], url: str) -> T:
                 illegal = isinstance(error.__cause__, ValueError)
                 if (isinstance(error, FileNotFoundError) and not illegal) or _status(error) == 404:
                     raise FileNotFoundError(url) from error
-                raise RunError(f"{url} cannot be read: {error.__cause__ or error}") from error
+                kind = access.NotAllowedError if _refused(error) else RunError
+                raise kind(f"{url} cannot be read: {error.__cause__ or error}") from error
             if attempt == ATTEMPTS - 1:
                 raise RunError(
-                    f"{url} cannot be read after {ATTEMPTS} attempts: {error!r}. Check the network "
-                    "and run the same command with --resume"
+                    f"{url} cannot be read after {ATTEMPTS} attempts: "
+                    f"{error.__cause__ or error!r}. Check the network{network.way(url)} and run "
+                    "the same command with --resume"
                 ) from error
             time.sleep(0.2 * 2**attempt * (0.5 + random.random()))
     raise AssertionError("unreachable")
@@ -432,25 +405,50 @@ def _is_certain(error: BaseException) -> bool:
     return certain or any(mark in str(error) for mark in _CERTAIN)
 
 
+def _refused(error: BaseException) -> bool:
+    """Whether the store knows who asks, or wants to, and does not let them read."""
+    denied = isinstance(error, PermissionError) or "ACCESS_DENIED" in str(error)
+    return denied or _status(error) in (401, 403)
+
+
 def _status(error: BaseException) -> int | None:
     """The http status behind an error of fsspec, if the server answered at all."""
     status = getattr(error, "status", None) or getattr(error.__cause__, "status", None)
     return status if isinstance(status, int) else None
 
 
-@lru_cache(maxsize=1)
 def _http() -> Any:
+    """The file system of http(s) as the proxies of the environment stand now."""
+    return _http_system(network.proxies())
+
+
+@lru_cache(maxsize=2)
+def _http_system(_: tuple[tuple[str, str], ...]) -> Any:
     import aiohttp
     import fsspec
 
     # No limit on the whole: a slow server is waited for as long as bytes come.
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)
-    return fsspec.filesystem("http", client_kwargs={"timeout": timeout})
+    # encoded: a signature holds for the url to the letter. trust_env: proxies, and ~/.netrc.
+    return fsspec.filesystem(
+        "http", encoded=True, client_kwargs={"timeout": timeout, "trust_env": True}
+    )
 
 
 def _arrow(url: str) -> tuple[Any, str]:
     scheme, _, path = url.partition("://")
-    return _arrow_system(scheme, tuple(sorted(access.settings().items()))), path
+    settings = access.settings()
+    proxy = None
+    if scheme == "s3":  # Arrow's client does not look for one itself; that of gs does
+        proxy = network.proxy_of(_s3_place(settings))
+    return _arrow_system(scheme, tuple(sorted(settings.items())), proxy), path
+
+
+def _s3_place(names: Mapping[str, str]) -> str:
+    """The url that requests to s3 go to."""
+    region = names.get("AWS_REGION") or names.get("AWS_DEFAULT_REGION") or "us-east-1"
+    given = names.get("AWS_ENDPOINT_URL_S3") or names.get("AWS_ENDPOINT_URL")
+    return given or f"https://s3.{region}.amazonaws.com"
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -459,7 +457,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 @lru_cache(maxsize=4)
-def _arrow_system(scheme: str, found: tuple[tuple[str, str], ...]) -> Any:
+def _arrow_system(scheme: str, found: tuple[tuple[str, str], ...], proxy: str | None) -> Any:
     """The file system of a scheme; `found` (see `access.settings`) tells when to make a new one."""
     from pyarrow import fs
 
@@ -470,6 +468,7 @@ def _arrow_system(scheme: str, found: tuple[tuple[str, str], ...]) -> Any:
     wanted = {
         "endpoint_override": names.get("AWS_ENDPOINT_URL_S3") or names.get("AWS_ENDPOINT_URL"),
         "region": names.get("AWS_REGION") or names.get("AWS_DEFAULT_REGION"),
+        "proxy_options": proxy,
     }
     # By name, else a copy for another process (Ray Train's controller) goes there without them.
     keys = dict(zip(("access_key", "secret_key", "session_token"), access.KEYS, strict=True))

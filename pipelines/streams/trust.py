@@ -22,17 +22,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.files import write_text
+from pipelines.files import cache_folder, write_text
 from pipelines.streams import storage
+from uml_core.addresses import within
 from uml_core.errors import RunError
 
 TICK = 0.02  # seconds; file systems tell apart what is written further apart (most by 0.004)
-
-
-def cache_folder(name: str) -> str:
-    """Where what is known of shards is kept: "index" of foreign ones, "stamps" of notes."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(base, "uml", name)
 
 
 def settled(url: str) -> storage.Stat:
@@ -53,7 +48,7 @@ class Trust:
         self.indexed: float | None = None
         if storage.is_remote(folder):
             with contextlib.suppress(OSError, RunError):  # there is none
-                self.indexed = storage.stat(f"{folder}/{index}").changed
+                self.indexed = storage.stat(within(folder, index)).changed
 
     def fits(self, url: str, stat: storage.Stat, sha256: str) -> bool:
         """Whether the shard at `url`, as `stat` tells it, has the content of this hash."""

@@ -12,7 +12,8 @@ import sys
 import pytest
 from mounts import fill, small_disk
 
-from pipelines.files import append_line, disk_full, replaced, write_text
+from pipelines.files import append_line, disk_full, new_folder, replaced, write_text
+from uml_core.errors import UserError
 
 
 def test_a_block_that_fails_leaves_the_old_file(tmp_path):
@@ -90,3 +91,20 @@ def test_a_full_disk_is_known_whatever_wraps_it():
     assert disk_full(OSError(errno.EDQUOT, "quota"))
     assert disk_full(RuntimeError("writer failed: No space left on device"))
     assert not disk_full(OSError(errno.EACCES, "no")) and not disk_full(ValueError("x"))
+
+
+def test_where_results_cannot_go_is_said_and_nothing_is_left(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place, word in {
+        str(tmp_path / "file"): "Not a directory",
+        str(tmp_path / "file" / "x"): "Not a directory",
+        "/proc/x/y": "No such file",
+        str(tmp_path / ("n" * 300)): "too long",
+        "s3://bucket/x": "give a path",
+        "file://host/x": "no other machine",
+    }.items():
+        with pytest.raises(UserError, match=word):
+            new_folder(place)
+    assert new_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert new_folder(f"file://{tmp_path}/c") == tmp_path / "c"
+    assert os.listdir(tmp_path) == ["file"]

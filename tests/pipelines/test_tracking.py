@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -238,3 +241,37 @@ def test_a_server_killed_in_mid_run_loses_nothing(tmp_path):
         assert not (tmp_path / "out" / tracking.SPOOL).exists()
     finally:
         server.kill()
+
+
+def test_no_path_sends_the_database_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    out = tmp_path / "a?b 100%#1" / "runs" / "x"
+    with Tracker.open(out, "e", say=lambda text: pytest.fail(text)) as tracker:
+        tracker.start(PARENT, "x", params={"data_root": "https://u:word@h/d?sig=abc"})
+    assert (out.parent / "mlflow.db").is_file() and "?" not in tracker.where
+    assert sorted(os.listdir(tmp_path)) == ["a?b 100%#1", "cache"]
+    [run] = runs_of(tracker.where.split()[-1], "e")
+    assert run.data.params["data_root"] == "https://***@h/d?***"
+
+
+def test_a_folder_that_the_shell_names_is_a_store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    with Tracker.open(tmp_path / "out", "e", say=lambda text: pytest.fail(text)) as tracker:
+        tracker.start(PARENT, "x", tags={"k": "v"})
+    assert (tmp_path / "mlruns").is_dir()
+    assert not (tmp_path / "mlruns" / ("0" * 32)).exists()
+
+
+def test_variables_of_other_work_do_not_end_a_job(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from pipelines.tracking import Tracker\n"
+        "with Tracker.open(Path(sys.argv[1]), 'e') as t: t.start('', 'x')"
+    )
+    env = os.environ | {"MLFLOW_LOGGING_LEVEL": "nonsense", "MLFLOW_HTTP_REQUEST_TIMEOUT": "soon"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr

@@ -58,3 +58,25 @@ def test_processes_of_a_local_ray_find_it_among_others(ray_cluster):
 
     assert ray.get(found.remote()) == ray.get_runtime_context().gcs_address
     assert "uml-ray-" not in os.environ.get("RAY_TMPDIR", "")  # nothing is left for other Rays
+
+
+@pytest.mark.ray
+def test_a_private_ray_listens_on_loopback_alone():
+    code = """
+import socket, ray
+from pipelines.running import cluster
+from pipelines.running.runtime import ray_session
+with ray_session():
+    place = ray.get_runtime_context().gcs_address
+    cluster.check(place)
+    print(place)
+    here = socket.gethostbyname(socket.gethostname())
+    with socket.socket() as other:
+        other.settimeout(5)
+        print(other.connect_ex((here, int(place.rpartition(":")[2]))) if here[:4] != "127." else 1)
+"""
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    place, refused = done.stdout.split()
+    assert place.startswith("127.0.0.1:") and int(refused) != 0

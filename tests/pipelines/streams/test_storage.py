@@ -203,7 +203,7 @@ def test_patterns(tmp_path, serve):
         "a\0b": "cannot be opened",
         "a" * 5000: "cannot be opened",
         "http://no host/x.tar": "cannot be read",
-        "s3:///x.tar": "cannot be read",
+        "s3:///x.tar": "names no bucket",
     }.items():
         with pytest.raises(UserError, match=problem):
             storage.expand(pattern, str(tmp_path))
