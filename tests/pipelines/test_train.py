@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import consumed, losses
+from reference import reference
+from runs import consumed, losses, planned
 from safetensors.numpy import load_file
 
 from pipelines import cli
@@ -21,30 +22,29 @@ def history(out: Path) -> dict[str, Any]:
     return json.loads((out / "metrics.json").read_text())["history"]
 
 
-def pulls(out: Path) -> list[float]:
+def pulls(history: dict[str, Any]) -> list[float]:
     """Norms and cosines of the modalities' gradients on the shared weights, in order."""
-    noted = history(out)["gradients"]
+    noted = history["gradients"]
     return [v for at in noted for name in ("norm", "cosine") for v in at[name].values()]
 
 
 @pytest.mark.ray
-def test_two_workers_train_as_one_does(ray_cluster, tiny_recipe, write_recipe, tmp_path):
-    path = write_recipe(tiny_recipe)
-    for workers in (1, 2):
-        arguments = ["train", path, f"train.workers={workers}", "trace=true"]
-        assert cli.main([*arguments, "--out", str(tmp_path / f"w{workers}")]) == 0
-    one, two = tmp_path / "w1", tmp_path / "w2"
-    assert consumed(one) == consumed(two)
-    np.testing.assert_allclose(losses(one), losses(two), rtol=1e-5)
-    np.testing.assert_allclose(pulls(one), pulls(two), rtol=1e-3, atol=1e-5)
-    assert len(pulls(one)) == 6  # three modalities at step 0
-    weights = [load_file(o / "checkpoint" / "model.safetensors") for o in (one, two)]
-    head = "classifier.weight"
-    np.testing.assert_allclose(weights[0][head], weights[1][head], atol=1e-4)
-    metrics = json.loads((two / "metrics.json").read_text())
+def test_two_workers_train_as_one_process_does(ray_cluster, tiny_recipe, write_recipe, tmp_path):
+    path, out = write_recipe(tiny_recipe), tmp_path / "out"
+    assert cli.main(["train", path, "trace=true", "--out", str(out)]) == 0
+    alone = reference(path)
+    assert consumed(out) == planned(path)
+    np.testing.assert_allclose(losses(out), alone.losses, rtol=1e-5)
+    np.testing.assert_allclose(pulls(history(out)), pulls(alone.history), rtol=1e-3, atol=1e-5)
+    assert len(pulls(history(out))) == 6  # three modalities at step 0
+    weights = load_file(out / "checkpoint" / "model.safetensors")
+    for name, value in alone.weights.items():
+        np.testing.assert_allclose(weights[name], value.numpy(), atol=1e-4, err_msg=name)
+    metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["target"] == "image" and metrics["steps"] == 12
-    assert "same way as image" in (two / "report.html").read_text()
-    assert len(list((two / "trace").iterdir())) == 2
+    assert metrics["test_accuracy"] == alone.test_accuracy
+    assert "same way as image" in (out / "report.html").read_text()
+    assert len(list((out / "trace").iterdir())) == 2
 
 
 @pytest.fixture
@@ -99,27 +99,23 @@ def test_a_dry_run_says_what_the_trunk_starts_from(bert_recipe, write_recipe, tm
 def test_a_learned_mix_is_the_same_for_any_number_of_workers_and_goes_on_after_a_stop(
     ray_cluster, tiny_recipe, write_recipe, tmp_path
 ):
-    """Two workers take half of the steps, one worker the rest; a third run is one worker's."""
+    """Two workers take half of the steps, one worker the rest; the same fit in one process all."""
     for name in ("text", "wave"):
         tiny_recipe["modalities"][name]["ratio"] = "adaptive"
     # With a constant rate the first steps of a short run and of a longer one are the same.
     tiny_recipe["train"]["lr_schedule"] = "constant"
-    command = ["train", write_recipe(tiny_recipe), "trace=true", "--out"]
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert cli.main([*command, str(whole), "train.workers=1"]) == 0
-    assert cli.main([*command, str(parts), "train.steps=6"]) == 0
-    assert cli.main([*command, str(parts), "train.workers=1", "--resume"]) == 0
-    mixes = [json.loads((out / "metrics.json").read_text())["mix"] for out in (whole, parts)]
-    assert [[entry["step"] for entry in mix] for mix in mixes] == [[4, 8], [4, 8]]
-    for one, two in zip(*mixes, strict=True):
+    path, out = write_recipe(tiny_recipe), tmp_path / "out"
+    assert cli.main(["train", path, "train.steps=6", "--out", str(out)]) == 0
+    assert cli.main(["train", path, "train.workers=1", "--out", str(out), "--resume"]) == 0
+    alone, mix = reference(path), json.loads((out / "metrics.json").read_text())["mix"]
+    assert [entry["step"] for entry in mix] == [entry["step"] for entry in alone.mix] == [4, 8]
+    for ours, theirs in zip(mix, alone.mix, strict=True):
         for what in ("gain", "ratio"):
-            assert two[what] == pytest.approx(one[what], rel=1e-3, abs=1e-4)
-    assert consumed(whole) == consumed(parts)
-    ours, theirs = history(parts), history(whole)
-    assert ours["steps"] == [4, 6, 8, 12] and theirs["steps"] == [4, 8, 12]
+            assert ours[what] == pytest.approx(theirs[what], rel=1e-3, abs=1e-4)
+    found = history(out)
+    assert found["steps"] == [4, 6, 8, 12] and alone.history["steps"] == [4, 8, 12]
     for i, k in ((0, 0), (-1, -1)):  # losses since the validation before
-        assert ours["losses"][i] == pytest.approx(theirs["losses"][k], rel=1e-4)
-    np.testing.assert_allclose(pulls(parts), pulls(whole), rtol=1e-3)
+        assert found["losses"][i] == pytest.approx(alone.history["losses"][k], rel=1e-4)
 
 
 def test_the_trace_forgets_what_the_model_did_not_learn(tmp_path: Path):
