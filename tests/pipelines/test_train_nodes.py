@@ -1,4 +1,7 @@
-"""Nodes that go away while workers and read tasks run on them."""
+"""Nodes of one host that go away while workers and read tasks run on them.
+
+`make test-slow` loses a host of its own instead (test_hosts.py).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import pytest
 import yaml
 from runs import consumed, planned
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 
 def test_a_run_outlives_its_nodes(fault_recipe, tmp_path):
