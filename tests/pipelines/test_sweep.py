@@ -30,14 +30,14 @@ seeds: [3, 4]
 """
 
 
-# The first rate learns, the others do not: early stopping has something to stop.
+# The first rate learns, the other does not: early stopping has something to stop.
 RATES = """
 from tune_spaces.base import Knob, Space
 
 SPACE = Space(
     "rates",
     "Learning rates far apart.",
-    lambda context: [Knob("rate", (1e-2, 1e-7, 2e-7), target=True)],
+    lambda context: [Knob("rate", (1e-2, 1e-7), target=True)],
     lambda values, context: {"train.lr": values["rate"]},
 )
 """
@@ -208,13 +208,13 @@ class Assassin(Meanwhile):
 
 @pytest.fixture(scope="module")
 def rates(tmp_path_factory) -> str:
-    """The file of a space of three learning rates far apart."""
+    """The file of a space of two learning rates far apart."""
     path = tmp_path_factory.mktemp("space") / "rates.py"
     path.write_text(RATES)
     return str(path)
 
 
-# Three rates with texts and three without, each to its end, then the best pair on other seeds.
+# Both rates with texts and without, each to its end, then the best on other seeds.
 GRID = ("sweep.search=grid", "train.steps=36")
 
 
@@ -251,10 +251,10 @@ def test_a_killed_sweep_resumes_and_loses_at_most_the_running_trials(recipe, rat
     args = ["--space", rates, *GRID]
     out = tmp_path / "runs" / "killed"
     job = Job("sweep", recipe, "--out", str(out), *args, log=tmp_path / "log")
-    job.wait_until(lambda: (out / NAME).is_file() and (out / NAME).read_text().count('"end"') >= 3)
+    job.wait_until(lambda: (out / NAME).is_file() and (out / NAME).read_text().count('"end"') >= 2)
     job.kill()
     ended = {key for key, record in Journal(out).records.items() if record.ended}
-    assert len(ended) >= 3 and not (out / "sweep.json").exists()
+    assert len(ended) >= 2 and not (out / "sweep.json").exists()
     with Assassin(out):
         found = sweep(recipe, out, *args, "--resume")
     lines = [json.loads(line) for line in (out / NAME).read_text().splitlines()]
@@ -285,7 +285,7 @@ def test_trials_of_two_workers_leak_nothing_and_give_what_one_worker_gives(
     """Early stopping ends Ray Train runs while others wait for their place."""
     args = ("--space", rates, "sweep.confirm=0", "train.steps=36", "sweep.workers=2")
     two = sweep(recipe, tmp_path / "two", *args)
-    assert len(two["trials"]) == 6 and not [t for t in two["trials"] if t["status"] == "failed"]
+    assert len(two["trials"]) == 4 and not [t for t in two["trials"] if t["status"] == "failed"]
     assert "stopped" in {t["status"] for t in two["trials"]}, "nothing was stopped early"
     alone = {json.dumps(t["settings"]): t["val_accuracy"] for t in calm["trials"]}
     for trial in two["trials"]:
