@@ -186,7 +186,7 @@ MODALITY = {
     "weight": [0.2, 5.0],
     "kind": "vectors are what makes a head",
     "options": "of the stem, which both have",
-    **dict.fromkeys(("train", "val", "test", "shots"), "of the data"),
+    **dict.fromkeys(("train", "val", "test", "shots", "member"), "of the data"),
 }
 
 

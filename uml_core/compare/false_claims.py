@@ -64,18 +64,23 @@ def problem_of(rng: np.random.Generator, noise: float | None) -> Problem:
     """A fresh split; the auxiliary is other digits as they are, plus noise in units of their own
     spread (None: nothing but noise)."""
     x, y = _digits()
-    order, at, parts = rng.permutation(len(y)), 0, {}
-    for name, size in PARTS.items():
-        rows = order[at : at + size]
-        parts[name] = Labelled(torch.from_numpy(x[rows]), torch.from_numpy(y[rows]))
-        at += size
-    about = parts["auxiliary"].x - parts["auxiliary"].x.mean(0)
-    means = torch.stack([about[parts["auxiliary"].y == c].mean(0) for c in range(10)])
+    ends = np.cumsum(list(PARTS.values()))[:-1]
+    told, val, pool, test = (
+        Labelled(torch.from_numpy(x[rows]), torch.from_numpy(y[rows]))
+        for rows in np.split(rng.permutation(len(y)), ends)
+    )
+    about = told.x - told.x.mean(0)
+    means = torch.stack([about[told.y == c].mean(0) for c in range(10)])
     fog = torch.from_numpy(rng.normal(size=means.shape).astype(np.float32)) * means.std()
     seen = fog if noise is None else means + noise * fog
-    parts["auxiliary"] = Labelled(seen, torch.arange(10))
-    classes = tuple(str(c) for c in range(10))
-    return Problem(target="x", classes=classes, **parts)
+    return Problem(
+        target="x",
+        pool=pool,
+        test=test,
+        classes=tuple(str(c) for c in range(10)),
+        val=val,
+        auxiliary=Labelled(seen, torch.arange(10)),
+    )
 
 
 # --------------------------------------------------------------------------------- one repetition
