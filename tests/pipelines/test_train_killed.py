@@ -83,7 +83,8 @@ def test_it_ends_as_the_undisturbed_run_though_a_checkpoint_is_damaged_and_a_wor
     for name in ("test_accuracy", "val_accuracy", "best_step"):
         assert metrics[name] == getattr(calm, name), name
     assert metrics["quarantined"] == metrics["skipped_updates"] == 0
-    assert len(checkpoints_of(out)) <= 4  # two of each of the last starts
+    # Two of each of the last starts, and one that the killed one had no time to remove.
+    assert len(checkpoints_of(out)) <= 5
 
 
 def test_another_run_is_not_taken_up_by_mistake(long, killed, capfd):
