@@ -51,16 +51,17 @@ from pipelines.running.folder import kept
 from pipelines.running.lock import alone, content
 from pipelines.sources import holdings
 from pipelines.sources.inputs import Raw, ShardInputs
-from pipelines.sources.inspection import kind_by_content
-from pipelines.streams import layout
+from pipelines.sources.inspection import kinds_in, why_no_kind
+from pipelines.streams import gaps, layout
+from pipelines.streams.classes import CLASSES_NAME
 from pipelines.streams.index import (
-    CLASSES_NAME,
     MAX_INDEX_BYTES,
     Shard,
     check_out_folder,
     check_own,
     from_json,
     read_json,
+    suffixes_of,
     to_json,
 )
 from pipelines.streams.quarantine import FILE, Quarantine
@@ -157,7 +158,7 @@ def _choose(
     if not data.is_dir():
         raise UserError(f"{data} is no folder with shards: `uml prepare` makes one")
     shelf = holdings.shards_in(str(data))
-    found = layout.arrange(shelf.urls, lambda urls: _kind(urls[0]), split)
+    found = layout.arrange(shelf.urls, lambda urls: _kind(urls[0], member), split)
     problems = [f"{path}: {cause}" for path, cause in (*shelf.problems, *found.problems)]
     if problems:
         raise UserError(problems)
@@ -171,18 +172,29 @@ def _choose(
     if (modality, None) in found.groups:
         raise UserError(f"the names of {data}'s {modality} shards tell no split: give --split")
     splits = {part: urls for (name, part), urls in found.groups.items() if name == modality}
-    kind = _kind(next(iter(splits.values()))[0])
+    kind = _kind(next(iter(splits.values()))[0], member)
     return modality, {
-        str(part): load_index(urls, ".", kind, member) for part, urls in splits.items()
+        str(part): load_index(urls, ".", kind, member, gaps.alike(urls))
+        for part, urls in splits.items()
     }
 
 
-def _kind(url: str) -> str:
-    """What a shard holds; raises UserError where no encoder takes it."""
-    kind = kind_by_content(url)
-    if kind not in KINDS:
-        raise UserError(f"{url} holds no picture, text or sound that an encoder takes")
-    return kind
+def _kind(url: str, member: str | None) -> str:
+    """What a shard holds, or its member that is asked for; raises UserError where no encoder takes
+    it."""
+    if member is not None:
+        last = member.lower().rpartition(".")[2]
+        found = {kind: last for kind in KINDS if last in suffixes_of(kind)}
+    else:
+        found = kinds_in(url)
+    if len(found) > 1:
+        there = " and ".join(f"{kind} (.{suffix})" for kind, suffix in found.items())
+        ways = " or ".join(f"--member {suffix}" for suffix in found.values())
+        raise UserError(f"{url}: its samples hold {there}: say which is meant, {ways}")
+    if not found or next(iter(found)) not in KINDS:
+        there = f"its members end in .{next(iter(found.values()))}" if found else why_no_kind(url)
+        raise UserError(f"{url} holds no picture, text or sound that an encoder takes: {there}")
+    return next(iter(found))
 
 
 def _check_out(out: Path, modality: str, resume: bool, classes: Sequence[str] | None) -> None:

@@ -40,8 +40,8 @@ from pipelines.sources.folders import normal
 from pipelines.sources.packing import Packing, Ready, check_samples, draw_test, write, write_world
 from pipelines.sources.reading import Listing, Reading, read_source
 from pipelines.streams import layout
+from pipelines.streams.classes import CLASSES_NAME
 from pipelines.streams.index import (
-    CLASSES_NAME,
     INDEX_NAME,
     MAX_INDEX_BYTES,
     Shard,

@@ -16,17 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from pipelines import cli
@@ -35,19 +32,15 @@ from pipelines.prepare import ensure_world
 from pipelines.reporting import terminal
 from pipelines.sources import guards, holdings
 from pipelines.sources.decoding import plain
-from pipelines.sources.inspection import check_shard, index_differences, kinds_in
+from pipelines.sources.findings import Findings, Found, by_cause, table
+from pipelines.sources.inspection import check_shard, index_differences, kinds_in, why_no_kind
 from pipelines.sources.parallel import Job, each
-from pipelines.streams import foreign, layout, storage
-from pipelines.streams.index import (
-    CLASSES_NAME,
-    INDEX_NAME,
-    MAX_INDEX_BYTES,
-    from_json,
-    read_json,
-)
+from pipelines.streams import gaps, layout, storage
+from pipelines.streams.classes import CLASSES_NAME, read_classes
+from pipelines.streams.index import from_json, index_entries
 from pipelines.streams.layout import UNSPLIT
 from pipelines.streams.shards import Index, chosen_members, expand
-from uml_core.addresses import absolute, beside, redacted, redacted_tree, within
+from uml_core.addresses import absolute, beside, redacted, redacted_tree
 from uml_core.errors import RunError, UserError
 from uml_core.modalities import KINDS
 from uml_core.specs import Recipe
@@ -77,27 +70,6 @@ class Part:
     member: tuple[str, ...] = ()  # see `Shard`
 
 
-class Found(NamedTuple):
-    """A problem; lost: a run leaves the sample out and lists it in quarantine.jsonl."""
-
-    shard: str  # or what data it concerns
-    key: str | None
-    cause: str
-    lost: bool
-
-
-@dataclass
-class Findings:
-    """Everything found."""
-
-    problems: list[Found] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    report: dict[str, Any] = field(default_factory=dict)
-
-    def add(self, where: str, key: str | None, cause: str, lost: bool = False) -> None:
-        self.problems.append(Found(where, key, cause, lost))
-
-
 def run(args: argparse.Namespace) -> int:
     """The verb: returns the exit code."""
     findings = Findings()
@@ -109,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
     out = cli.out_folder(args, "verify")
     results = _check_shards(parts)
     groups = _collect(parts, results, findings)
+    findings.warnings += gaps.holes([url for part in parts for url in part.urls])
+    findings.warnings += [*guards.copies(groups), *guards.unlabelled(groups)]
     classes = _check_classes(groups, findings)
     _check_index(groups, findings)
     _check_leaks(groups, target, allowed, findings)
@@ -168,16 +142,20 @@ def _recipe_parts(recipe: Recipe) -> list[Part]:
     if recipe.world is not None:
         ensure_world(recipe.world, recipe.data_root)
     parts, problems = [], []
+    named: dict[tuple[str, str], Any] = {}
     for name, spec in recipe.modalities.items():
         for split in layout.SPLITS:
             if (pattern := getattr(spec, split)) is None:
                 continue
             try:
                 urls = expand(pattern, recipe.data_root)
+                named[name, split] = pattern
                 member = chosen_members(spec.kind, spec.member)
                 parts.append(Part(name, split, spec.kind, spec.options, tuple(urls), member))
             except UserError as error:
                 problems += [f"modalities.{name}.{split}: {p}" for p in error.problems]
+    shards = {(part.modality, part.split): part.urls for part in parts}
+    problems += layout.misplaced(named, shards, recipe.target)
     if problems:
         raise UserError(problems)
     return parts
@@ -197,7 +175,7 @@ def _urls(source: str, findings: Findings) -> list[str]:
 
 def _kind_of(modality: str | None, urls: Sequence[str], findings: Findings) -> str | None:
     """The kind that index.json, the modality's name or the first sample tells; else a problem."""
-    entry = _index_entries(urls[0]).get(storage.name_of(urls[0]))
+    entry = index_entries(storage.folder_of(urls[0])).get(storage.name_of(urls[0]))
     if isinstance(entry, dict) and entry.get("kind") in KINDS:
         return entry["kind"]
     if modality is not None and modality.lower() in KINDS:
@@ -205,27 +183,11 @@ def _kind_of(modality: str | None, urls: Sequence[str], findings: Findings) -> s
     for url in urls:
         if found := kinds_in(url):
             if len(found) == 1:
-                return found[0]
+                return next(iter(found))
             findings.add(url, None, f"its samples hold {' and '.join(found)}: give --kind")
             return None
-    findings.add(urls[0], None, _why_no_kind(urls[0]))
+    findings.add(urls[0], None, f"{why_no_kind(urls[0])}: give --kind")
     return None
-
-
-def _why_no_kind(url: str) -> str:
-    try:
-        with storage.open_stream(url) as stream:
-            cause = foreign.no_tar(stream.read(foreign.HEAD_BYTES))
-    except (OSError, RunError) as error:
-        cause = f"cannot be read: {error}"
-    return cause or "no member tells its kind: give --kind"
-
-
-def _index_entries(url: str) -> dict[str, Any]:
-    """Entries of the index.json beside a shard, by file name; empty without one."""
-    found = read_json(beside(url, INDEX_NAME), MAX_INDEX_BYTES)
-    shards = found.get("shards") if isinstance(found, dict) else None
-    return shards if isinstance(shards, dict) else {}
 
 
 # ------------------------------------------------------------------------------------ one shard
@@ -318,7 +280,7 @@ def _collect(parts: Sequence[Part], results: Sequence[Job], findings: Findings) 
         if shards:
             index = Index(tuple(shards), _classes_beside(part.urls[0], findings))
             groups.setdefault(part.modality, {})[part.split] = index
-    for first, count in _by_cause(notes):
+    for first, count in by_cause(notes):
         key = f" ({first.key})" if first.key else ""
         more = f"; {count - 1} more like this" if count > 1 else ""
         findings.warnings.append(f"{storage.name_of(first.shard)}{key}: {first.cause}{more}")
@@ -329,20 +291,15 @@ def _collect(parts: Sequence[Part], results: Sequence[Job], findings: Findings) 
 
 
 def _classes_beside(url: str, findings: Findings) -> tuple[str, ...] | None:
-    """The names in classes.json beside a shard; what is wrong with it becomes a problem."""
+    """The names in classes.json beside a shard; what is wrong with it becomes a problem, once."""
     path = beside(url, CLASSES_NAME)
     try:
-        storage.stat(path)
-    except (OSError, RunError):
+        return read_classes(storage.folder_of(url))
+    except (OSError, UserError, RunError) as error:
+        problem = Found(path, None, str(error).removeprefix(f"{path}: "), False)
+        if problem not in findings.problems:
+            findings.problems.append(problem)
         return None
-    names = read_json(path, MAX_INDEX_BYTES)
-    good = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if good and len(set(names)) == len(names):
-        return tuple(names)
-    problem = Found(path, None, "not a JSON list of different names", False)
-    if problem not in findings.problems:
-        findings.problems.append(problem)
-    return None
 
 
 def _check_classes(groups: holdings.Groups, findings: Findings) -> list[str] | None:
@@ -391,7 +348,7 @@ def _check_index(groups: holdings.Groups, findings: Findings) -> None:
     """index.json, where there is one, against what the tars hold."""
     shards = [shard for s in groups.values() for index in s.values() for shard in index.shards]
     for folder in dict.fromkeys(storage.folder_of(shard.url) for shard in shards):
-        entries = _index_entries(within(folder, "-"))
+        entries = index_entries(folder)
         inside = [shard for shard in shards if storage.folder_of(shard.url) == folder]
         if not entries:
             continue
@@ -402,9 +359,9 @@ def _check_index(groups: holdings.Groups, findings: Findings) -> None:
             else:
                 for cause in index_differences(entry, shard):
                     findings.add(shard.url, None, f"index.json: {cause}")
-        for name in sorted(entries):
-            if not storage.is_remote(folder) and not os.path.exists(f"{folder}/{name}"):
-                findings.add(within(folder, name), None, "listed in index.json, but missing")
+        there = [shard.url for shard in inside]
+        for url in gaps.gone({folder: entries}, dict.fromkeys(there, ""), lambda url: True):
+            findings.add(url, None, gaps.LISTED)
 
 
 def _check_leaks(
@@ -440,7 +397,7 @@ def _write(out: Path, findings: Findings) -> None:
         "clean": not findings.problems,
         "causes": [
             {"cause": first.cause, "count": count, "shard": first.shard, "key": first.key}
-            for first, count in _by_cause(findings.problems)
+            for first, count in by_cause(findings.problems)
         ],
         "problems": [problem._asdict() for problem in findings.problems],
         "warnings": findings.warnings,
@@ -459,8 +416,8 @@ def _print(
     if findings.problems:
         count = len(findings.problems)
         screen.print(Text(f"\n{count} problem{'s' * (count != 1)}", style="bold red"))
-        causes = _by_cause(findings.problems)
-        screen.print(_table(causes[:SHOWN]))
+        causes = by_cause(findings.problems)
+        screen.print(table(causes[:SHOWN]))
         if len(causes) > SHOWN:
             screen.print(f"... and {len(causes) - SHOWN} more causes in verify.json")
     for warning in findings.warnings:
@@ -468,32 +425,6 @@ def _print(
     if not findings.problems:
         screen.print(Text("\nNo problem found.", style="bold green"))
     screen.print(f"Details: {holdings.shown_path(out / 'verify.json')}", soft_wrap=True)
-
-
-def _by_cause(problems: Sequence[Found]) -> list[tuple[Found, int]]:
-    """The first problem of every cause and how often it occurs; names and numbers may differ."""
-    found: dict[str, list[Any]] = {}
-    for problem in problems:
-        found.setdefault(_VALUES.sub("", problem.cause), [problem, 0])[1] += 1
-    return [(first, count) for first, count in found.values()]
-
-
-_VALUES = re.compile(r"'[^']*'|\d+|(?<=such as ).*$")
-
-
-def _table(causes: Sequence[tuple[Found, int]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, safe_box=True)
-    repeated = any(count > 1 for _, count in causes)
-    if repeated:
-        table.add_column("times", justify="right")
-    table.add_column("shard", overflow="fold", max_width=24)
-    table.add_column("key", overflow="fold", max_width=20)
-    table.add_column("cause", overflow="fold")
-    for (where, key, cause, _), count in causes:
-        name = os.path.basename(where) if os.path.isabs(where) else storage.name_of(where)
-        row = [name if "/" in where else where, key or "-", cause]
-        table.add_row(*([str(count)] if repeated else []), *map(redacted, row))
-    return table
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import numpy as np
 from pipelines.files import write_text
 from pipelines.running.class_means import class_means, first_of_class
 from pipelines.sources import guards
-from pipelines.streams import quarantine
+from pipelines.streams import gaps, layout, quarantine
 from pipelines.streams.shards import Index, load_index, read_rows, subset, write_subset
 from uml_core.addresses import redacted_tree
 from uml_core.arms import head_source
@@ -82,14 +82,7 @@ def open_data(recipe: Recipe) -> Data:
 
         ensure_world(recipe.world, recipe.data_root)
     problems: list[str] = []
-    splits: dict[str, dict[str, Index]] = {"train": {}, "val": {}, "test": {}}
-    for name in recipe.active:
-        for split in splits:
-            index = _open_split(recipe, name, split, problems)
-            if index is not None:
-                splits[split][name] = index
-    if problems:
-        raise UserError(problems)
+    splits = _open_splits(recipe)
     classes = _classes(splits, problems)
     if problems:
         raise UserError(problems)
@@ -110,6 +103,10 @@ def open_data(recipe: Recipe) -> Data:
     problems += found
     if problems:
         raise UserError(problems)
+    urls = [s.url for by in splits.values() for index in by.values() for s in index.shards]
+    report["warnings"] += gaps.holes(urls)
+    if recipe.setting == "supervised":
+        report["warnings"] += guards.unlabelled(_by_modality(splits))
     report["warnings"] += _absent_classes(recipe, splits["train"], classes)
     warnings = [
         f"{name} ({split}): {_what_is_lost(index, lost)}"
@@ -128,25 +125,48 @@ def open_data(recipe: Recipe) -> Data:
     )
 
 
-def _open_split(recipe: Recipe, name: str, split: str, problems: list[str]) -> Index | None:
+def _open_splits(recipe: Recipe) -> dict[str, dict[str, Index]]:
+    """Split -> modality -> index. Raises UserError with all problems, each told once."""
+    splits: dict[str, dict[str, Index]] = {"train": {}, "val": {}, "test": {}}
+    problems: dict[str, list[str]] = {}  # what is wrong -> where
+    for name in recipe.active:
+        for split in splits:
+            try:
+                index = _open_split(recipe, name, split)
+            except UserError as error:
+                for problem in error.problems:
+                    problems.setdefault(problem, []).append(f"modalities.{name}.{split}")
+                continue
+            if index is not None:
+                splits[split][name] = index
+    shards = {
+        (name, split): [shard.url for shard in index.shards]
+        for split, indices in splits.items()
+        for name, index in indices.items()
+    }
+    patterns = {at: getattr(recipe.modalities[at[0]], at[1]) for at in shards}
+    said = [f"{', '.join(where)}: {problem}" for problem, where in problems.items()]
+    said += layout.misplaced(patterns, shards, recipe.target)
+    if said:
+        raise UserError(said)
+    return splits
+
+
+def _open_split(recipe: Recipe, name: str, split: str) -> Index | None:
+    """The index of a split, None where the recipe names none. Raises UserError."""
     spec = recipe.modalities[name]
     pattern = getattr(spec, split)
     if pattern is None:
         if split == "test" and name == recipe.target:
-            problems.append(f"modalities.{name}.test: the target needs test shards")
+            raise UserError("the target needs test shards")
         return None
     assert recipe.data_root is not None
-    try:
-        index = load_index(pattern, recipe.data_root, spec.kind, spec.member)
-    except UserError as error:
-        problems += [f"modalities.{name}.{split}: {problem}" for problem in error.problems]
-        return None
+    index = load_index(pattern, recipe.data_root, spec.kind, spec.member)
     lost = _left_out(index)
     if len(lost) > quarantine.limit_of(recipe.quarantine_budget, len(index) + len(lost)):
-        problems.append(
-            f"modalities.{name}.{split}: {_what_is_lost(index, lost)}. That is more than "
-            f"quarantine_budget {recipe.quarantine_budget:g} allows: `uml verify` lists all; mend "
-            "them or raise it"
+        raise UserError(
+            f"{_what_is_lost(index, lost)}. That is more than quarantine_budget "
+            f"{recipe.quarantine_budget:g} allows: `uml verify` lists all; mend them or raise it"
         )
     return index
 
@@ -226,6 +246,11 @@ def _check_labels(
     classes: tuple[str, ...],
     problems: list[str],
 ) -> None:
+    if len(classes) == 1:
+        problems.append(
+            f"modalities.{recipe.target}: all labels are of one class, '{classes[0]}': there is "
+            "nothing to tell apart"
+        )
     for split, indices in splits.items():
         for name, index in indices.items():
             problems += guards.check_labels(index, len(classes), f"modalities.{name}.{split}")
@@ -250,6 +275,11 @@ def _check_encoders(
                 f"modalities.{name}: its shards hold features of different encoders or settings "
                 f"({', '.join(sorted(names))}): make all of them with one `uml embed`"
             )
+
+
+def _by_modality(splits: dict[str, dict[str, Index]]) -> dict[str, dict[str, Index]]:
+    names = dict.fromkeys(name for indices in splits.values() for name in indices)
+    return {n: {part: by[n] for part, by in splits.items() if n in by} for n in names}
 
 
 def _absent_classes(recipe: Recipe, train: dict[str, Index], classes: tuple[str, ...]) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from pipelines.streams.layout import WORDS
 from pipelines.streams.shards import Index
+from uml_core.addresses import name_of
 from uml_core.errors import UserError, near
 
 EXAMPLES = 3
@@ -56,7 +57,7 @@ def check(
     shared = shared_sources({name: list(splits.values()) for name, splits in groups.items()})
     warnings += [source_sentence(item) for item in shared]
     warnings += [overlap_sentence(*item) for item in strays(groups)]
-    warnings += lopsided({target: groups[target]})
+    warnings += [*lopsided({target: groups[target]}), *copies(groups)]
     return problems, {"overlap": overlap, "shared_sources": shared, "warnings": warnings}
 
 
@@ -134,7 +135,39 @@ def overlap_sentence(name: str, found: Mapping[str, Any]) -> str:
     )
 
 
+def copies(groups: Mapping[str, Mapping[str, Index]]) -> list[str]:
+    """A sentence for every split with shards of equal bytes: their samples count twice."""
+    out = []
+    for name, splits in groups.items():
+        for part, index in splits.items():
+            first: dict[str, str] = {}
+            more = [s.url for s in index.shards if first.setdefault(s.sha256, s.url) != s.url]
+            if more:
+                same = next(s for s in index.shards if s.url == more[0]).sha256
+                out.append(
+                    f"{name} ({part}): {name_of(more[0])} holds the same as "
+                    f"{name_of(first[same])}, {len(more)} such in all: every sample counts again"
+                )
+    return out
+
+
 # ----------------------------------------------------------------------------------- labels
+
+
+def unlabelled(groups: Mapping[str, Mapping[str, Index]]) -> list[str]:
+    """A sentence for every split that lacks labels which its modality has elsewhere."""
+    out = []
+    for name, splits in groups.items():
+        without = {part: int((index.labels < 0).sum()) for part, index in splits.items()}
+        if all(count == len(splits[part]) for part, count in without.items()):
+            continue  # a modality without labels is legal
+        for part, count in without.items():
+            if count:
+                out.append(
+                    f"{name} ({part}): {count} of {len(splits[part])} samples without a label, "
+                    "which nothing that needs labels counts"
+                )
+    return out
 
 
 def check_classes(lists: Mapping[str, Sequence[str]]) -> None:

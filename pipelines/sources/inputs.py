@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pipelines.files import local_path
 from pipelines.sources import cells
 from pipelines.sources.reading import COLUMNS, Reading, read_source, suffix_of
-from pipelines.streams import layout
+from pipelines.streams import gaps, layout
 from pipelines.streams.assemble import CUT_OFF
 from pipelines.streams.shards import Index, load_index, read_rows
 from uml_core.addresses import name_of
@@ -233,7 +233,8 @@ def _shards(path: Path, source: str, kind: str, member: str | None) -> Index:
             f"{source} holds shards of {', '.join(by_modality)}; of kind {kind}: {found}. Name "
             f"those you mean, such as '{source}/{example}'"
         )
-    return load_index(sorted(by_modality[fitting[0]]), ".", kind, member)
+    urls = sorted(by_modality[fitting[0]])
+    return load_index(urls, ".", kind, member, gaps.alike(urls))
 
 
 def _holds(url: str, kind: str, member: str | None) -> bool:

@@ -13,8 +13,9 @@ from typing import Any
 
 from pipelines.sources.decoding import Decoder
 from pipelines.sources.parallel import Job
-from pipelines.streams import storage
-from pipelines.streams.index import Shard, from_json, names_beside, scan_shard, to_json
+from pipelines.streams import foreign, storage
+from pipelines.streams.classes import names_beside
+from pipelines.streams.index import Shard, from_json, scan_shard, to_json
 from pipelines.streams.members import is_hidden, printable
 from pipelines.streams.scan import MAX_MEMBER_BYTES, walk_tar
 from uml_core.errors import RunError, UserError
@@ -22,6 +23,7 @@ from uml_core.modalities import KINDS
 from uml_core.modalities.base import BadSample
 from uml_core.modalities.common import load_array
 
+SHOWN = 6  # suffixes that a message names
 ROWS, READ_BYTES = 64, 32 << 20  # payloads read at once: at most so many, about so many bytes
 
 
@@ -93,16 +95,10 @@ def _member_suffixes(path: str) -> dict[str, int]:
     return dict(counts)
 
 
-def kind_by_content(url: str) -> str | None:
-    """The kind of the first sample in a tar, None where nothing tells it, or tells it twice."""
-    found = kinds_in(url)
-    return found[0] if len(found) == 1 else None
-
-
-def kinds_in(url: str) -> list[str]:
-    """The kinds that the first sample with any could be of. A text beside a picture or a sound is
-    its caption, and not what it is called by."""
-    found: dict[str, None] = {}
+def kinds_in(url: str) -> dict[str, str]:
+    """The kinds that the first sample with any could be of -> the suffix that says so. A text
+    beside a picture or a sound is its caption, and not what it is called by."""
+    found: dict[str, str] = {}
     first: list[str] = []
 
     def visit(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
@@ -111,7 +107,8 @@ def kinds_in(url: str) -> list[str]:
         key = member.name.removesuffix(member.name.rpartition("/")[2].partition(".")[2])
         if first and key != first[0]:
             return True
-        last = _suffix(member).rpartition(".")[2]
+        suffix = _suffix(member)
+        last = suffix.rpartition(".")[2]
         fitting = [kind for kind, cls in KINDS.items() if last in cls.suffixes]
         if not fitting or not member.isreg() or not 0 < member.size <= MAX_MEMBER_BYTES:
             return False
@@ -122,7 +119,7 @@ def kinds_in(url: str) -> list[str]:
             except BadSample:
                 return False
             fitting = ["sequence" if array.ndim > 1 and len(array) > 1 else "vector"]
-        found[fitting[0]] = None
+        found.setdefault(fitting[0], suffix)
         first[:] = [key]
         return False
 
@@ -130,8 +127,29 @@ def kinds_in(url: str) -> list[str]:
         with storage.open_stream(url) as stream:
             walk_tar(stream, visit)
     except (OSError, RunError):
-        return []  # the check of the shard says what is wrong with it
-    return [kind for kind in found if kind != "text"] or list(found)
+        return {}  # the check of the shard says what is wrong with it
+    return {kind: suffix for kind, suffix in found.items() if kind != "text"} or found
+
+
+def why_no_kind(url: str) -> str:
+    """Why nothing in a tar tells its kind: what it is instead, or which members it has."""
+    found: dict[str, None] = {}
+
+    def visit(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
+        if member.isreg() and not is_hidden(member.name):
+            found[printable(_suffix(member)[:40])] = None
+        return len(found) >= SHOWN
+
+    try:
+        with storage.open_stream(url) as stream:
+            cause = foreign.no_tar(head := stream.read(foreign.HEAD_BYTES))
+            if cause is None and head:
+                with storage.open_stream(url) as again:
+                    walk_tar(again, visit)
+    except (OSError, RunError) as error:
+        cause = f"cannot be read: {error}"
+    there = " ".join(f".{suffix}" for suffix in found if suffix)
+    return cause or f"no member tells its kind{f', only {there}' if there else ''}"
 
 
 def _suffix(member: tarfile.TarInfo) -> str:

@@ -20,10 +20,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from pipelines.files import cache_folder, replaced
-from pipelines.streams import storage
+from pipelines.streams import gaps, storage
+from pipelines.streams.classes import CLASSES_NAME, names_beside
 from pipelines.streams.labels import MAX_LABEL
 from pipelines.streams.scan import (
-    MAX_JSON_BYTES,
     MAX_LINKED,
     MAX_MEMBER_BYTES,
     Problem,
@@ -34,8 +34,8 @@ from uml_core.addresses import within
 from uml_core.errors import RunError, UserError
 
 VERSION = 1
-CACHE_VERSION = 2  # changes whenever a scan finds otherwise in the same bytes
-INDEX_NAME, CLASSES_NAME = "index.json", "classes.json"
+CACHE_VERSION = 3  # changes whenever a scan finds otherwise in the same bytes
+INDEX_NAME = "index.json"
 MAX_INDEX_BYTES = 4 << 30
 
 
@@ -208,20 +208,31 @@ def read_json(url: str, limit: int) -> Any:
         return None
 
 
-def load_shards(urls: Sequence[str], kind: str, member: tuple[str, ...] = ()) -> list[Shard]:
+def index_entries(folder: str) -> dict[str, Any]:
+    """What the index.json of a folder lists, by file name; empty without one that is ours."""
+    found = read_json(within(folder, INDEX_NAME), MAX_INDEX_BYTES)
+    good = isinstance(found, dict) and found.get("version") == VERSION
+    shards = found.get("shards") if good else None
+    return shards if isinstance(shards, dict) else {}
+
+
+def load_shards(
+    urls: Sequence[str],
+    kind: str,
+    member: tuple[str, ...] = (),
+    wanted: gaps.Wanted = lambda url: False,
+) -> list[Shard]:
     """Shards from the index beside them or from the cache; scanned where neither holds them.
 
     An entry of the index is used where it is known to fit its tar as that is now (`Trust`).
     member  as in `Shard`
+    wanted  whether a shard that is listed but gone should have been among them: then UserError
     """
     classes: dict[str, tuple[str, ...] | None] = {}
     folders: dict[str, Any] = {}
     trust = {}
     for folder in dict.fromkeys(storage.folder_of(url) for url in urls):
-        found = read_json(within(folder, INDEX_NAME), MAX_INDEX_BYTES)
-        good = isinstance(found, dict) and found.get("version") == VERSION
-        shards = found.get("shards") if good else None
-        folders[folder] = shards if isinstance(shards, dict) else {}
+        folders[folder] = index_entries(folder)
         trust[folder] = Trust(folder, INDEX_NAME)
         classes[folder] = names_beside(folder)
 
@@ -242,6 +253,8 @@ def load_shards(urls: Sequence[str], kind: str, member: tuple[str, ...] = ()) ->
         found = list(pool.map(load, urls))
     for one in trust.values():
         one.save()
+    if lost := gaps.gone(folders, {shard.url: shard.sha256 for shard in found}, wanted):
+        raise UserError(gaps.gone_sentence(lost))
     return found
 
 
@@ -302,13 +315,6 @@ def write_json(path: str, content: Any) -> None:
     with replaced(path) as scratch, open(scratch, "w", encoding="utf-8") as file:
         json.dump(content, file, separators=(",", ":"))
         file.write("\n")
-
-
-def names_beside(folder: str) -> tuple[str, ...] | None:
-    """The names in the folder's classes.json; None where there is no list of names."""
-    names = read_json(within(folder, CLASSES_NAME), MAX_JSON_BYTES)
-    good = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return tuple(names) if good else None
 
 
 def _cached(

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 SPLITS = ("train", "val", "test")
@@ -81,8 +81,11 @@ def place(url: str) -> Place:
     return places([url])[url]
 
 
-def places(urls: Sequence[str]) -> dict[str, Place]:
-    """What the names of shards that are looked at together tell, each."""
+def places(urls: Sequence[str], top: bool = True) -> dict[str, Place]:
+    """What the names of shards that are looked at together tell, each.
+
+    top  whether the folder that all have in common may tell a split too
+    """
     split_up = {url: url.partition("?")[0].replace(os.sep, "/").split("/") for url in urls}
     folders = [parts[:-1] for parts in split_up.values()]
     common = 0
@@ -90,7 +93,7 @@ def places(urls: Sequence[str]) -> dict[str, Place]:
         if len(set(level)) > 1:
             break
         common += 1
-    return {url: _place(parts, common) for url, parts in split_up.items()}
+    return {url: _place(parts, common, top) for url, parts in split_up.items()}
 
 
 def arrange(
@@ -112,10 +115,12 @@ def arrange(
         else:
             found.setdefault((at.modality, at.split or split), []).append(url)
     groups: dict[tuple[str, str | None], list[str]] = {}
+    spelled: dict[str, str] = {}  # Image-train-0.tar and image-test-0.tar are of one modality
     for (given, part), members in found.items():
         modality = given if given is not None else unnamed(members)
         if modality is None:
             continue
+        modality = spelled.setdefault(modality.casefold(), modality)
         groups.setdefault((modality, part), []).extend(members)
         for url in members:
             if part is not None and (word := where[url].word) is not None:
@@ -138,7 +143,52 @@ def arrange(
     return Layout({at: sorted(members) for at, members in ordered}, problems)
 
 
-def _place(parts: Sequence[str], common: int) -> Place:
+def misplaced(
+    patterns: Mapping[tuple[str, str], str | Sequence[str]],
+    shards: Mapping[tuple[str, str], Sequence[str]],
+    target: str,
+) -> list[str]:
+    """What a recipe's patterns say otherwise than the names of their shards, as problems.
+
+    patterns, shards  by (modality, split); shards: absolute paths and urls
+
+    A wildcard must not take in shards of another split. Where the pattern itself spells that split
+    out, it is meant so (a test set cut from the train shards), but the target never trains on what
+    is called test. No shard belongs to two splits of a modality.
+    """
+    where = places([url for urls in shards.values() for url in urls], top=False)
+    problems = []
+    owners: dict[tuple[str, str], str] = {}  # (modality, file) -> split
+    for (modality, split), urls in shards.items():
+        given = patterns[modality, split]
+        said = _said(given if isinstance(given, str) else " ".join(given))
+        if modality == target and split != "test":
+            said.discard("test")
+        others = [u for u in urls if where[u].split not in (None, split, *said)]
+        if others:
+            more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
+            problems.append(
+                f"modalities.{modality}.{split}: {others[0]}{more} is a {where[others[0]].split} "
+                f"shard by its name: name the {split} shards only, or rename it"
+            )
+        for url in urls:
+            file = url if "://" in url else os.path.realpath(url)
+            if (first := owners.setdefault((modality, file), split)) != split:
+                problems.append(
+                    f"modalities.{modality}: {url} is named by {first} and by {split}: a shard "
+                    "belongs to one split"
+                )
+                break
+    return problems
+
+
+def _said(pattern: str) -> set[str]:
+    """The splits that a pattern spells out."""
+    parts = re.findall(r"[^\W_]+", pattern)
+    return {WORDS[_word(part)] for part in parts if _WORD.fullmatch(part)}
+
+
+def _place(parts: Sequence[str], common: int, top: bool = True) -> Place:
     name = parts[-1]
     named = [(_ARCHIVE.sub("", name, count=1), True)]
     named += [(folder, False) for folder in reversed(parts[common:-1])]
@@ -152,7 +202,7 @@ def _place(parts: Sequence[str], common: int) -> Place:
     if len(told) > 1:
         both = " and ".join(f"'{word}'" for word in told.values())
         return Place(modality, None, None, f"its name says {both}, so its split cannot be told")
-    if not told and common and _WORD.fullmatch(parts[common - 1]):
+    if top and not told and common and _WORD.fullmatch(parts[common - 1]):
         word = _word(parts[common - 1])
         told = {WORDS[word]: word}
     for split, word in told.items():

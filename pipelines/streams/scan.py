@@ -13,6 +13,7 @@ import json
 import posixpath
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
@@ -42,6 +43,7 @@ _EXTENDED = (
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
 )
+_LIKE_LABEL = frozenset(["label", "labels", "class", "class_id", "cls", "category", "target", "y"])
 _NAME = re.compile(r"^((?:.*/)?[^./]+)\.([^/]+)$", re.DOTALL)
 
 
@@ -123,14 +125,30 @@ def walk_tar(
                     return None
                 tar.members.clear()  # type: ignore[attr-defined]  # else all headers stay
             stopped_by = getattr(tar, "stopped_by", None)
+            after = _after_the_end(tar.fileobj)  # type: ignore[arg-type]
     except RunError:
         raise  # the storage behind the stream has failed
     except Exception as error:  # tarfile's parsers raise IndexError, struct.error and others too
         return f"not a tar, or not a whole tar: {error}"
     if isinstance(stopped_by, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
-        return None
+        return after
     cause = f" ({stopped_by})" if stopped_by is not None and str(stopped_by) else ""
     return f"the tar has no proper end: cut off or damaged{cause}"
+
+
+def _after_the_end(stream: BinaryIO) -> str | None:
+    """Why what lies behind the end of an archive is lost, None where it is padding or rubbish."""
+    while block := stream.read(tarfile.RECORDSIZE):
+        for at in range(0, len(block), tarfile.BLOCKSIZE):
+            one = block[at : at + tarfile.BLOCKSIZE]
+            if one.strip(b"\0"):
+                if one[257:262] != b"ustar":
+                    return None
+                return (
+                    "another tar follows behind its end, which no reader sees: join tars with "
+                    "`tar --concatenate`, not with cat"
+                )
+    return None
 
 
 def content_hash(data: bytes, *, text: bool = False) -> str:
@@ -171,6 +189,7 @@ class _Scan:
         self.problems: list[Problem] = []
         self.dropped, self.dropped_lost = 0, False
         self.hidden, self.num_hidden = "", 0  # the first such name, and how many
+        self.misnamed: Counter[str] = Counter()  # fields of .json that may be meant as its label
         self.links: dict[tuple[str, str], str] = {}  # (key, suffix) -> name of what it points at
         self.linked_bytes, self.end = 0, 0
 
@@ -231,7 +250,7 @@ class _Scan:
         if member.size > MAX_MEMBER_BYTES:
             return f".{suffix} has {member.size} bytes, more than {MAX_MEMBER_BYTES}"
         if member.issparse():
-            return f".{suffix} is stored as a sparse file"
+            return f".{suffix} is stored as a sparse file: pack without tar's --sparse (-S)"
         data = _content(tar, member)
         if not data:
             return f".{suffix} is empty"
@@ -255,9 +274,13 @@ class _Scan:
                 return {suffix: labels.of_cls(data, self.classes)}
             found = json.loads(data)
             if not isinstance(found, dict):
-                raise ValueError("not an object")
+                return {}  # whole, and without a label: captions, boxes
             parts.source = _source(found.get("source", found.get("src")))
             value = found.get("label")
+            if value is None:
+                self.misnamed.update(
+                    name for name in found if name != "label" and name.casefold() in _LIKE_LABEL
+                )
             return {} if value is None else {suffix: labels.of_value(value, self.classes)}
         except (ValueError, RecursionError) as error:
             return {suffix: f".{suffix} cannot be used: {str(error)[:300]}"}
@@ -322,6 +345,9 @@ class _Scan:
             what = "hidden member" if self.num_hidden == 1 else "hidden members"
             cause = f"{self.num_hidden} {what} left out, such as {self.hidden}"
             self.problems.append(Problem(None, cause, lost=False, note=True))
+        for name, count in sorted(self.misnamed.items()):
+            cause = f"{count} .json with '{printable(name)}' and no `label`, which alone is read"
+            self.problems.append(Problem(None, cause, lost=False, note=True))
         if strangers:
             what = "file belongs" if len(strangers) == 1 else "files belong"
             cause = f"{len(strangers)} {what} to no sample, such as {strangers[0]}"
@@ -330,7 +356,8 @@ class _Scan:
             cause = f"{self.dropped} more problems are not listed"
             self.problems.append(Problem(None, cause, self.dropped_lost))
         if not entries and all(problem.note for problem in self.problems):
-            self.problems.append(Problem(None, "the tar holds no sample", lost=False))
+            what = f", only files such as {strangers[0]}" if strangers else ""
+            self.problems.append(Problem(None, f"the tar holds no sample{what}", lost=False))
         return entries, self.problems
 
     def is_stranger(self, parts: _Parts) -> bool:

@@ -22,9 +22,9 @@ from unicodedata import normalize
 import numpy as np
 
 from pipelines.files import replaced, write_text
-from pipelines.streams import storage
+from pipelines.streams import gaps, storage
+from pipelines.streams.classes import CLASSES_NAME, read_classes
 from pipelines.streams.index import (
-    CLASSES_NAME,
     Shard,
     load_shards,
     merge_index,
@@ -235,20 +235,26 @@ class Index:
 
 
 def load_index(
-    pattern: str | Sequence[str], root: str, kind: str, member: str | Sequence[str] | None = None
+    pattern: str | Sequence[str],
+    root: str,
+    kind: str,
+    member: str | Sequence[str] | None = None,
+    wanted: gaps.Wanted | None = None,
 ) -> Index:
     """The samples of all shards that `pattern` names (see `expand`), for one modality kind.
 
     member  the payload's suffix where samples have several of the kind, or several, the most
             wanted first
+    wanted  as in `load_shards`; default: whether the pattern's wildcards would take it
 
     Raises UserError: shards missing, without any sample of this kind, or class lists that differ.
     """
     urls = expand(pattern, root)
-    shards = load_shards(urls, kind, chosen_members(kind, member))
+    wanted = gaps.matching(pattern, root) if wanted is None else wanted
+    shards = load_shards(urls, kind, chosen_members(kind, member), wanted)
     problems = [_emptiness(shard) for shard in shards if len(shard) == 0]
     folders = dict.fromkeys(storage.folder_of(url) for url in urls)
-    lists = {folder: names for folder in folders if (names := _read_classes(folder))}
+    lists = {folder: names for folder in folders if (names := read_classes(folder))}
     if len(set(lists.values())) > 1:
         problems.append("class lists differ: " + ", ".join(within(f, CLASSES_NAME) for f in lists))
     if problems:
@@ -358,7 +364,7 @@ def write_classes(folder: str, names: Sequence[str]) -> str:
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, CLASSES_NAME)
     if os.path.lexists(path):
-        found = _read_classes(folder) or ()
+        found = read_classes(folder) or ()
         if [normalize("NFC", n.strip()) for n in found] != list(names):
             raise UserError(f"{path} holds other names: choose another folder")
         return path
@@ -421,22 +427,6 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info.size = len(data)
     info.mode = 0o644
     tar.addfile(info, io.BytesIO(data))
-
-
-def _read_classes(folder: str) -> tuple[str, ...] | None:
-    """The class names beside the shards. Raises UserError when the file is not a list of names."""
-    url = within(folder, CLASSES_NAME)
-    try:
-        if (found := storage.read_beside(url, MAX_JSON_BYTES)) is None:
-            return None
-        names = json.loads(found)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{url} is not a JSON list of names: {error}") from None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{url} is not a JSON list of names")
-    if len(set(names)) != len(names):
-        raise UserError(f"{url} names a class twice")
-    return tuple(names)
 
 
 def _emptiness(shard: Shard) -> str:

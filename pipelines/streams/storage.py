@@ -200,7 +200,7 @@ def _expand_one(pattern: str, root: str) -> list[str] | UserError:
 
 
 def _all_of(pattern: str, root: str) -> list[str]:
-    literal, rest, query = _split(pattern, root)
+    literal, rest, query = split_pattern(pattern, root)
     names = names_in_braces(rest, pattern) if "{" in rest else [rest]
     found, missing = [], []
     looks = _at_once(lambda name: _hits(literal, name, query), names)
@@ -216,7 +216,7 @@ def _all_of(pattern: str, root: str) -> list[str]:
     return found
 
 
-def _split(pattern: str, root: str) -> tuple[str, str, str]:
+def split_pattern(pattern: str, root: str) -> tuple[str, str, str]:
     """(what is meant literally, the rest, in which braces and wildcards mean something, a query).
 
     A root is literal, and so is as much of a path as exists: folders may have [ ] { } in their

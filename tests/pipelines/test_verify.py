@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipelines import cli
 from pipelines.sources import parallel
+from pipelines.streams import gaps
 from pipelines.streams.shards import Sample, write_classes, write_shards
 
 
@@ -147,7 +148,8 @@ def test_problems_of_members_are_told_with_shard_and_key(
     assert "not next to each other" in found["split"]
     assert "two .png members" in found["twice"]
     assert ".cls cannot be used" in found["label"]
-    assert report["warnings"] == ["members that nothing reads: 1 .boxes"]
+    assert report["warnings"][0] == "members that nothing reads: 1 .boxes"
+    assert "3 of 6 samples without a label" in report["warnings"][1]
     shown = capsys.readouterr().out
     assert "6 problems" in shown and widest(shown) <= 80
 
@@ -184,7 +186,7 @@ def test_index_json_is_held_against_the_tars(data: Path, tmp_path: Path) -> None
             "image-test-000000.tar",
             "index.json: its entry is malformed: remove index.json, it is built again",
         ),
-        ("gone.tar", "listed in index.json, but missing"),
+        ("gone.tar", gaps.LISTED),
     }
     assert len(report["warnings"]) == 1 and "is not in index.json" in report["warnings"][0]
 
@@ -204,7 +206,8 @@ def test_labels_beyond_the_class_list_and_empty_classes(data: Path, tmp_path: Pa
     ]
     (data / "classes.json").write_text('{"cat": 0}')
     code, report = verify(tmp_path, data)
-    assert causes(report) == [("classes.json", None, "not a JSON list of different names")]
+    ((name, _, cause),) = causes(report)
+    assert name == "classes.json" and cause.endswith('as a list: ["cat"]')
 
 
 def test_class_lists_that_disagree(data: Path, tmp_path: Path) -> None:
@@ -346,7 +349,7 @@ def test_kinds_are_told_by_index_name_and_content(tmp_path: Path) -> None:
         "text": {"train": "text"},
         "scans": {"all": "image"},
     }
-    assert causes(report) == [("vague-train-0.tar", None, "no member tells its kind: give --kind")]
+    assert causes(report) == [("vague-train-0.tar", None, "no member tells its kind, only .json: give --kind")]
     (tmp_path / "index.json").rename(folder / "index.json")
     code, report = verify(tmp_path, folder / "pen-train-000000.tar")
     assert code == 2  # the index also lists the shard that was removed

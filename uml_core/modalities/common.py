@@ -80,7 +80,10 @@ def _npz_member(data: bytes) -> bytes:
         names = archive.namelist()
         name = names[0] if len(names) == 1 else "x.npy"
         if name not in names:
-            raise BadSample(f"the npz holds {len(names)} arrays, and none is called x")
+            named = ", ".join(one.removesuffix(".npy")[:40] for one in names[:3])
+            more = ", ..." if len(names) > 3 else ""
+            there = f" ({named}{more}): call the one that is meant x" if names else ""
+            raise BadSample(f"the npz holds {len(names)} arrays, and none is called x{there}")
         if archive.getinfo(name).compress_type not in _UNPACKED:
             raise BadSample("the npz is neither stored nor deflated: save it with numpy")
         with archive.open(name) as member:

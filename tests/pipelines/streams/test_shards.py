@@ -211,7 +211,7 @@ def test_class_lists_must_agree(tmp_path):
     with pytest.raises(UserError, match="class lists differ"):
         load_index("*/t-*.tar", str(tmp_path), "text")
     (tmp_path / "a" / "classes.json").write_text("{}")
-    with pytest.raises(UserError, match="not a JSON list"):
+    with pytest.raises(UserError, match="not a list of names"):
         load_index("a/t-*.tar", str(tmp_path), "text")
 
 
