@@ -163,10 +163,7 @@ def unlabelled(groups: Mapping[str, Mapping[str, Index]]) -> list[str]:
             continue  # a modality without labels is legal
         for part, count in without.items():
             if count:
-                out.append(
-                    f"{name} ({part}): {count} of {len(splits[part])} samples without a label, "
-                    "which nothing that needs labels counts"
-                )
+                out.append(f"{name} ({part}): {count} of {len(splits[part])} samples have no label")
     return out
 
 

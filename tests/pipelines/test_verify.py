@@ -149,7 +149,7 @@ def test_problems_of_members_are_told_with_shard_and_key(
     assert "two .png members" in found["twice"]
     assert ".cls cannot be used" in found["label"]
     assert report["warnings"][0] == "members that nothing reads: 1 .boxes"
-    assert "3 of 6 samples without a label" in report["warnings"][1]
+    assert "3 of 6 samples have no label" in report["warnings"][1]
     shown = capsys.readouterr().out
     assert "6 problems" in shown and widest(shown) <= 80
 
@@ -189,6 +189,16 @@ def test_index_json_is_held_against_the_tars(data: Path, tmp_path: Path) -> None
         ("gone.tar", gaps.LISTED),
     }
     assert len(report["warnings"]) == 1 and "is not in index.json" in report["warnings"][0]
+
+
+def test_holes_and_copies_are_notes(tmp_path: Path) -> None:
+    pictures(tmp_path / "d" / "image-train-0.tar", range(4))
+    (tmp_path / "d" / "image-train-2.tar").write_bytes(
+        (tmp_path / "d" / "image-train-0.tar").read_bytes()
+    )
+    code, report = verify(tmp_path, tmp_path / "d")
+    assert code == 0 and "such as image-train-1.tar" in report["warnings"][0]
+    assert "image-train-2.tar holds the same as image-train-0.tar" in report["warnings"][1]
 
 
 def test_labels_beyond_the_class_list_and_empty_classes(data: Path, tmp_path: Path) -> None:
@@ -349,7 +359,9 @@ def test_kinds_are_told_by_index_name_and_content(tmp_path: Path) -> None:
         "text": {"train": "text"},
         "scans": {"all": "image"},
     }
-    assert causes(report) == [("vague-train-0.tar", None, "no member tells its kind, only .json: give --kind")]
+    assert causes(report) == [
+        ("vague-train-0.tar", None, "no member tells its kind, only .json: give --kind")
+    ]
     (tmp_path / "index.json").rename(folder / "index.json")
     code, report = verify(tmp_path, folder / "pen-train-000000.tar")
     assert code == 2  # the index also lists the shard that was removed

@@ -178,7 +178,8 @@ def test_an_average_needs_labels(vectors, tmp_path):
 
 def test_classes_that_an_auxiliary_lacks_are_told_and_left_out(vectors, tmp_path):
     data = open_data(recipe(vectors))
-    [warning] = data.warnings
+    unlabelled, warning = data.warnings
+    assert unlabelled.startswith("text (train): 3 of 17 samples have no label")
     assert warning.startswith("text ") and "1 of 4 classes (fir)" in warning
     assert data.guards["warnings"] == list(data.warnings)
     assert open_data(recipe(vectors, setting="self_supervised")).warnings == ()
@@ -240,3 +241,39 @@ def test_few_shots_of_sets_stored_pair_by_pair_are_no_pairs(tmp_path):
         assert np.bincount(labels[train["text"].picked]).tolist() == [4, 4, 4]
         shared.append(len(set(train["image"].picked) & set(train["text"].picked)))
     assert np.mean(shared) < 3  # 3 x 4 x 4 / 40 = 1.2 by chance; all 12 with one common draw
+
+
+def test_what_names_and_labels_of_a_recipe_contradict(vectors, tmp_path):
+    def told(**image) -> list[str]:
+        asked = recipe(vectors)
+        spec = replace(asked.modalities["image"], **image)
+        with pytest.raises(UserError) as error:
+            open_data(replace(asked, modalities={**asked.modalities, "image": spec}))
+        return error.value.problems
+
+    (mixed, twice) = told(train="image-*")
+    assert "image-test-000000.tar" in mixed and "is a test shard by its name" in mixed
+    assert "image-test-000000.tar is named by train and by test" in twice
+    (one,) = told(val="image-train-000000.tar")
+    assert "image-train-000000.tar is named by train and by val" in one
+
+
+def test_one_class_and_a_cause_told_once(tmp_path):
+    for at, name in enumerate(("image-train", "image-test", "text-train")):
+        samples = [Sample(f"{i}", "npy", npy([at, i, 1]), 0) for i in range(8)]
+        write_shards(samples, str(tmp_path), name, "vector")
+    with pytest.raises(UserError, match="all labels are of one class"):
+        open_data(recipe(tmp_path))
+    (tmp_path / "classes.json").write_text('{"cat": 0, "dog": 1}')
+    with pytest.raises(UserError) as error:
+        open_data(recipe(tmp_path))
+    (problem,) = error.value.problems
+    assert "modalities.image.train, modalities.image.test, modalities.text.train:" in problem
+    (tmp_path / "classes.json").unlink()
+    (tmp_path / "image-train-000002.tar").write_bytes(
+        (tmp_path / "image-train-000000.tar").read_bytes()
+    )
+    write_classes(str(tmp_path), ["cat", "dog"])
+    said = open_data(recipe(tmp_path)).warnings
+    assert any("image-train-000001.tar" in w and "1 of 3 shards" in w for w in said)
+    assert any("image-train-000002.tar holds the same as image-train-000000" in w for w in said)

@@ -213,3 +213,24 @@ def test_a_link_without_content_is_named_by_a_glob_too(tmp_path):
         first, second = found.value.problems
         assert "is a link to" in first and "which is not there" in first and "t-1.tar" in first
         assert "t-2.tar is a folder, not a tar" in second
+
+
+def test_tars_joined_by_cat_are_not_half_read_in_silence():
+    one, two = tar(("a.jpg", b"1")), tar(("b.jpg", b"2"))
+    entries, (problem,) = scan_tar(io.BytesIO(one + two), IMAGE)
+    assert [e.key for e in entries] == ["a"] and problem.lost
+    assert "another tar follows" in problem.cause
+    for rubbish in (b"\0" * 100_000, b"garbage" * 3000):
+        assert scan_tar(io.BytesIO(one + rubbish), IMAGE)[1] == []
+
+
+def test_json_without_a_label():
+    members = [("a.jpg", b"1"), ("a.json", b'{"class": 3}'), ("b.jpg", b"2"), ("b.json", b"[1]")]
+    found, (note,) = scan(*members, ("c.jpg", b"3"), ("c.json", b'{"label": null, "id": 1}'))
+    assert {key: label for key, (_, label) in found.items()} == {"a": -1, "b": -1, "c": -1}
+    assert note.note and note.cause.startswith("1 .json with 'class' and no `label`")
+
+
+def test_a_tar_of_tars_says_so():
+    _, problems = scan(("inner.tar", tar(("a.jpg", b"1"))))
+    assert problems[-1].cause == "the tar holds no sample, only files such as inner.tar"

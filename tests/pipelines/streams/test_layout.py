@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.streams.layout import arrange, place, places
+from pipelines.streams.layout import arrange, misplaced, place, places
 
 NAMES = [
     ("image-train-000000.tar", "image", "train"),
@@ -83,3 +83,41 @@ def test_what_the_rule_cannot_tell_is_asked_for():
     )
     _, (cause,) = layout("train-0.tar", "val-0.tar", "dev-0.tar")
     assert "val and dev both mean the val split" in cause
+
+
+def test_upper_and_lower_case_are_one_modality():
+    found = arrange(["/d/Image-Train-0.tar", "/d/image-TEST-0.tar"], lambda urls: "x")
+    assert found.groups == {
+        ("Image", "test"): ["/d/image-TEST-0.tar"],
+        ("Image", "train"): ["/d/Image-Train-0.tar"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("split", "pattern", "shards", "modality", "wrong"),
+    [
+        ("train", "*.tar", ["train-0.tar", "test-0.tar"], "image", "test-0.tar is a test shard"),
+        ("train", "test-*.tar", ["test-0.tar"], "image", "test-0.tar is a test shard"),
+        ("train", "test-*.tar", ["test-0.tar"], "text", None),  # not what is measured
+        ("train", "{train,val}-*.tar", ["train-0.tar", "val-0.tar"], "image", None),
+        ("train", "*-0.tar", ["train-0.tar", "val-0.tar"], "image", "val-0.tar is a val shard"),
+        ("test", "train-9.tar", ["train-9.tar"], "image", None),  # cut from the train shards
+        ("test", ["imagenet-validation-*.tar"], ["imagenet-validation-0.tar"], "image", None),
+        ("test", "*", ["train-0.tar"], "image", "train-0.tar is a train shard"),
+        ("val", "?.tar", ["0.tar"], "image", None),
+    ],
+)
+def test_patterns_of_a_recipe_against_the_names_of_shards(split, pattern, shards, modality, wrong):
+    at = {(modality, split): [f"/data/test/{name}" for name in shards]}
+    problems = misplaced({(modality, split): pattern}, at, "image")
+    assert [wrong in p for p in problems] == ([True] if wrong else [])
+
+
+def test_a_shard_belongs_to_one_split(tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"")
+    (tmp_path / "b.tar").symlink_to("a.tar")
+    at = {("image", s): [str(tmp_path / n)] for s, n in (("train", "a.tar"), ("test", "b.tar"))}
+    (problem,) = misplaced(dict.fromkeys(at, "?.tar"), at, "image")
+    assert "b.tar is named by train and by test" in problem
+    apart = {("image", "train"): at["image", "train"], ("text", "test"): at["image", "test"]}
+    assert misplaced(dict.fromkeys(apart, "?.tar"), apart, "image") == []

@@ -59,7 +59,7 @@ def test_an_npz_holds_one_array_or_one_called_x():
     sequence = Sequence(Options())
     assert sequence.decode(npz(anything=values), "npz").shape == (2, 3)
     assert sequence.decode(npz(x=values, y=np.zeros(9)), "npz").shape == (2, 3)
-    with pytest.raises(BadSample, match="none is called x"):
+    with pytest.raises(BadSample, match=r"none is called x \(.*call the one"):
         sequence.decode(npz(a=values, b=values), "npz")
 
 
