@@ -122,9 +122,11 @@ def test_a_field_that_appears_or_vanishes_is_a_difference(begun, tmp_path, chang
     assert f"{name} was {value} and is not set" in str(refused.value)
 
 
-def test_data_that_appears_or_vanishes_is_a_difference(begun):
+def test_data_that_appears_or_vanishes_is_a_difference(begun, tmp_path):
     path, out = begun
-    split = "modalities.image.val=image-test-*.tar"
+    data = recipes.load(path).data_root
+    shutil.copy(f"{data}/image-test-000000.tar", tmp_path / "image-val-0.tar")
+    split = f"modalities.image.val={tmp_path}/image-val-*.tar"
     with pytest.raises(UserError, match=r"the data of image \(val\) was not there when"):
         start(path, out, split, "allow_overlap=1.0")
     environment = json.loads((out / "environment.json").read_text())
