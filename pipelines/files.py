@@ -81,29 +81,22 @@ def local_path(place: str | Path, what: str) -> Path:
 
 
 def new_folder(place: str | Path, what: str = "--out") -> Path:
-    """`place` as the path of a folder that exists or can be made; nothing is left behind.
+    """`place` as the path of a folder that exists or can be made; nothing is made here.
 
+    Several first runs may ask for one folder at once, so the deepest folder that exists is tried.
     Raises UserError with the reason where nothing can be written there.
     """
     folder = local_path(place, what)
-    made: list[Path] = []
     try:
-        missing = [p for p in (folder, *folder.parents) if not p.exists()]
-        for path in reversed(missing):
-            path.mkdir()
-            made.append(path)
-        if not folder.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-        with tempfile.TemporaryFile(dir=folder):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         if disk_full(error):
             raise
         raise UserError(f"{what} {folder} cannot be written: {error.strerror or error}") from None
-    finally:
-        for path in reversed(made):
-            with contextlib.suppress(OSError):
-                path.rmdir()
     return folder
 
 
