@@ -13,6 +13,7 @@ from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
+from uml_core.compare import false_claims
 from uml_core.compare.false_claims import NULLS, PLANTED, Rate, rate
 
 REPETITIONS, POWER_REPETITIONS = 1000, 200
@@ -59,7 +60,7 @@ def _told(found: Rate) -> str:
 
 
 def _rate(kind: str, repetitions: int) -> Rate:
-    return rate({**NULLS, **PLANTED}[kind], repetitions)
+    return rate({**false_claims.NULLS, **false_claims.PLANTED}[kind], repetitions)
 
 
 def _one_thread() -> None:
