@@ -12,10 +12,10 @@ A process that finds its lock taken over, because it was suspended for long, end
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -184,7 +184,8 @@ def _beat(path: Path, mine: bytes, over: threading.Event, lost: threading.Event)
         except OSError:
             continue  # a disk that is away for a moment
         lost.set()
-        _thread.interrupt_main()
+        # A real signal: `interrupt_main` would wait for whatever the main thread sleeps in.
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         return
 
 
