@@ -144,9 +144,7 @@ def _rows(
             f"{path}: line {doubt}: a cell begins with a quote that is not closed in it. Write "
             'such a cell as """so"", and on": in quotes, its own quotes doubled'
         )
-    notes.append(
-        f"{path.name}: quotes are taken as they stand, for line {doubt} has one that is not closed"
-    )
+    notes.append(f"quotes are taken as they stand, for line {doubt} has one that is not closed")
     yield from plain
 
 
