@@ -104,7 +104,13 @@ def _read_npy(data: bytes) -> np.ndarray:
     else:
         raise BadSample(f"npy format {version} is not supported: save a plain numeric array")
     if dtype.kind not in "biuf":
-        raise BadSample(f"the array's type is {dtype}, not a real number")
+        # numpy has no bfloat16: what torch or ml_dtypes holds in it is saved as raw 2-byte values.
+        raw = (
+            ": bfloat16, say, which npy cannot name; save it as float32"
+            if dtype.str == "|V2"
+            else ""
+        )
+        raise BadSample(f"the array's type is {dtype}, not a real number{raw}")
     count = math.prod(shape)
     if count * max(4, dtype.itemsize) > MAX_ARRAY_BYTES:  # as float32, which it becomes
         raise BadSample(_TOO_LARGE)

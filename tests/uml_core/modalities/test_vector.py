@@ -35,6 +35,11 @@ def test_other_arrays_are_bad_samples(array):
         decode(array)
 
 
+def test_raw_two_byte_values_are_said_to_be_bfloat16():
+    with pytest.raises(BadSample, match="bfloat16"):
+        decode(np.zeros(4, "V2"))
+
+
 def test_dim_is_read_off_a_sample_and_contradictions_are_named():
     assert Vector(Options()).with_input(torch.zeros(5)).options.dim == 5
     with pytest.raises(UserError, match="5 numbers"):
