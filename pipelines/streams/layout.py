@@ -21,6 +21,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from uml_core.addresses import split_query
+
 SPLITS = ("train", "val", "test")
 UNSPLIT = "all"  # how reports call the samples of shards that no name puts into a split
 WORDS = {
@@ -86,7 +88,7 @@ def places(urls: Sequence[str], top: bool = True) -> dict[str, Place]:
 
     top  whether the folder that all have in common may tell a split too
     """
-    split_up = {url: url.partition("?")[0].replace(os.sep, "/").split("/") for url in urls}
+    split_up = {url: split_query(url)[0].replace(os.sep, "/").split("/") for url in urls}
     folders = [parts[:-1] for parts in split_up.values()]
     common = 0
     for level in zip(*folders, strict=False):

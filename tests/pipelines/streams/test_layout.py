@@ -46,6 +46,11 @@ def test_what_a_name_tells(name, modality, split):
     assert (found.problem is not None) == (name == "test-dev-0.tar")
 
 
+def test_only_a_url_has_a_query():
+    asked = places(["/my data ?q=1 #2/text-train-0.tar", "http://a/image-test-0.tar?sig=train"])
+    assert [(p.modality, p.split) for p in asked.values()] == [("text", "train"), ("image", "test")]
+
+
 def test_folders_tell_what_files_do_not():
     found = places(
         ["d/image/train/0.tar", "d/image/validation/shard-0.tar", "d/text-test/00.tar", "d/a/b.tar"]
