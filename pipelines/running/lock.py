@@ -155,16 +155,23 @@ def _look(path: Path) -> _Found | None:
 
 
 def _clear(path: Path, found: _Found) -> None:
-    """Removes a stale lock, and none that another process has made in its place meanwhile."""
-    grabbed = path.with_name(f"{LOCK}.{uuid.uuid4().hex}")
-    try:
-        os.rename(path, grabbed)
-    except FileNotFoundError:
+    """Removes a stale lock, and none that another process has made in its place meanwhile.
+
+    One process clears at a time: with two, the second could take away what the first has made.
+    """
+    clearing = path.with_name(f"{LOCK}.clear")
+    if not _made(clearing, b""):
+        left = _look(clearing)
+        if left is not None and left.age > STALE:  # whoever cleared has died over it
+            clearing.unlink(missing_ok=True)
+        time.sleep(LOOK)
         return
-    if grabbed.read_bytes() != found.text:
-        with contextlib.suppress(OSError):
-            os.link(grabbed, path)
-    grabbed.unlink(missing_ok=True)
+    try:
+        now = _look(path)
+        if now is not None and now.text == found.text and now.stale:
+            path.unlink(missing_ok=True)
+    finally:
+        clearing.unlink(missing_ok=True)
 
 
 def _beat(path: Path, mine: bytes, over: threading.Event, lost: threading.Event) -> None:

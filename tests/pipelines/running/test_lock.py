@@ -110,6 +110,16 @@ def test_many_that_wait_come_one_by_one_and_a_stale_lock_goes_to_one(tmp_path, m
     assert most == [1] * 8 and os.listdir(tmp_path) == []
 
 
+def test_a_clearing_that_nobody_ends_is_taken_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "LOOK", 0.001)
+    elsewhere(tmp_path, age=lock.STALE + 1)
+    left = tmp_path / f"{LOCK}.clear"
+    left.touch()
+    os.utime(left, (time.time() - lock.STALE - 1,) * 2)
+    with alone(tmp_path):
+        assert not left.exists()
+
+
 def test_a_job_that_lost_its_folder_ends_and_leaves_the_other_one_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "BEAT", 0.05)
     with pytest.raises(RunError, match="another job took"), alone(tmp_path):
