@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 # Several test processes and Ray workers share two cores: more threads only fight each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A script's background job (`make test-slow &`) ignores Ctrl-C, and so would every job that a test
+# interrupts: they inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest
