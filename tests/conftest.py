@@ -11,9 +11,6 @@ from typing import Any
 
 # Several test processes and Ray workers share two cores: more threads only fight each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A script's background job (`make test-slow &`) ignores Ctrl-C, and so would every job that a test
-# interrupts: they inherit it.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest
@@ -22,6 +19,10 @@ from budget import Budget
 from PIL import Image
 
 from pipelines.streams.shards import Sample, write_classes, write_shards
+
+# A script's background job (`make test-slow &`) ignores Ctrl-C, and so would every job that a test
+# interrupts: they inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
