@@ -57,7 +57,8 @@ def test_a_number_that_another_process_has_now_is_no_owner(tmp_path):
         told = json.loads((tmp_path / LOCK).read_text())
     (tmp_path / LOCK).write_text(json.dumps(told | {"born": "1"}))
     with alone(tmp_path):
-        pass
+        taken = json.loads((tmp_path / LOCK).read_text())
+    assert taken["born"] == told["born"] and taken["token"] != told["token"]
 
 
 def test_another_host_that_shows_life_is_left_alone(tmp_path):
